@@ -1,0 +1,36 @@
+# Copyright: the hostnet.qemu authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Makes the checkout importable as the collection and gives every test that asks a sandbox of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / ".collections"))
+
+from support.namespaces import Sandbox  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_environment() -> None:
+    """A search path without a version manager's shims, and a umask that lays files as an administrator would."""
+    os.environ["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    os.umask(0o022)
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    """Private network and mount namespaces for one test."""
+    box = Sandbox()
+    try:
+        yield box
+    finally:
+        box.close()
