@@ -1,0 +1,26 @@
+# Copyright: the hostnet.qemu authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""qemu-bridge-helper: what the launcher starts as `python3 -I -S -B` with CAP_NET_ADMIN and the caller's arguments.
+
+No more than the way in: a script is compiled anew at every start, the package `tapfd` beside it is not.
+"""
+
+import posix
+import sys
+
+# The role puts the directory of this very version here: a start that came before an upgrade stays with its own package.
+LIBRARY = "/usr/local/lib/qemu-bridge-helper"
+
+status = 1
+try:
+    # -I leaves the script's own directory out.
+    sys.path.insert(0, LIBRARY)
+    from tapfd.helper import main
+
+    status = main(sys.argv[1:])
+except BaseException as error:  # a broken installation, or a caller's limits (open files, memory)
+    posix.write(2, f"qemu-bridge-helper: cannot run: {error!r}\n".encode("ascii", "backslashreplace"))
+finally:
+    # No clean-up of the interpreter: the kernel's is quicker and can't fail.
+    posix._exit(status)
