@@ -168,7 +168,7 @@ def parse(text: str) -> FileCapabilities:
     effective, lent = masks["e"], masks["p"] | masks["i"]
     if effective & ~lent:
         raise ValueError(
-            f"{_list(effective & ~lent)}: on a file, effective (e) has no meaning without permitted (p) or inheritable (i)"
+            f"{_list(effective & ~lent)}: on a file, effective (e) means nothing without permitted (p, or i)"
         )
     if effective and effective != lent:
         raise ValueError(

@@ -1,7 +1,7 @@
 # Copyright: the hostnet.qemu authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The bytes and the text of file capabilities, held against the layout of linux/capability.h and against libcap's own tools."""
+"""The bytes and the text of file capabilities, held against linux/capability.h and libcap's own tools."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_text_means_what_setcap_makes_of_it(file: Path, text: str) -> None:
         ours = filecaps.parse(text)
     except ValueError as error:
         # The one text of this alphabet that libcap takes and we don't: an effective bit for nothing that is lent.
-        assert "has no meaning without" in str(error) or not setcap(text, file)
+        assert "means nothing without" in str(error) or not setcap(text, file)
         return
     assert setcap(text, file)
     assert filecaps.decode(os.getxattr(file, filecaps.XATTR_NAME_CAPS)) == ours
@@ -176,7 +176,7 @@ def test_what_is_rendered_parses_to_itself(permitted: int, inheritable: int, eff
         ("12=p", "unknown capability '12'; known are cap_chown, .*, cap_checkpoint_restore"),
         ("net_admin=p", "unknown capability 'net_admin'"),
         ("cap_net_admin,=p", "unknown capability ''"),
-        ("cap_net_admin=e", "cap_net_admin: on a file, effective .* no meaning"),
+        ("cap_net_admin=e", "cap_net_admin: on a file, effective .* means nothing"),
         ("cap_net_admin=ep cap_net_raw=p", "set for cap_net_admin, not for cap_net_raw"),
         ("cap_net_admin=ep cap_net_raw=i", "set for cap_net_admin, not for cap_net_raw"),
     ],

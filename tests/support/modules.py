@@ -1,0 +1,54 @@
+# Copyright: the hostnet.qemu authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Running a module as Ansible does on a host, without the controller: parameters in, the module's JSON out."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import traceback
+from typing import Any, Callable
+
+from ansible.module_utils.testing import patch_module_args
+
+
+def run_module(
+    main: Callable[[], None], parameters: dict[str, Any], *, check: bool = False, diff: bool = True
+) -> dict[str, Any]:
+    """Run the `main` of a module in a child process, in the namespaces of this moment, and return its result.
+
+    A child, since a module keeps state (its warnings) and may change its process (user, namespaces) for good.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.close(reader)
+            with open(writer, "w", encoding="utf-8") as pipe:
+                pipe.write(_output({**parameters, "_ansible_check_mode": check, "_ansible_diff": diff}, main))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, encoding="utf-8") as pipe:
+        output = pipe.read()
+    os.waitpid(child, 0)
+    try:
+        result: dict[str, Any] = json.loads(output)
+    except ValueError:
+        raise AssertionError(f"the module returned no JSON:\n{output}") from None
+    return result
+
+
+def _output(arguments: dict[str, Any], main: Callable[[], None]) -> str:
+    printed = io.StringIO()
+    try:
+        with patch_module_args(arguments), contextlib.redirect_stdout(printed):
+            main()
+    except SystemExit:
+        return printed.getvalue()
+    except BaseException:
+        return printed.getvalue() + traceback.format_exc()
+    return printed.getvalue() + "main() returned, though a module ends by exit_json or fail_json"
