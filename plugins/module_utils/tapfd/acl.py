@@ -31,7 +31,7 @@ MAX_LINKS = 40
 # <linux/if.h>: IFNAMSIZ less the final NUL
 MAX_NAME = 15
 
-# What QEMU's helper skips at either end of a line: g_ascii_isspace() without the newline. Not the vertical tab, 0x1c-0x1f
+# What QEMU's helper skips at either end of a line: g_ascii_isspace() less the newline. Not the vertical tab, 0x1c-0x1f
 # or 0x85, which bytes.strip() or str.splitlines() would take too.
 _BLANKS = b" \t\r\f"
 _ALL = b"all"
