@@ -1,0 +1,448 @@
+# Copyright: the hostnet.qemu authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a bridge is: as the administrator wants it (`Bridge`), as the kernel has it (`Link`), and the options of both.
+
+Values inside are the kernel's: timers are whole centiseconds (clock_t of USER_HZ = 100), addresses are normalised.
+Seconds and what else the administrator writes exist at the edges only: `Option.parse` on the way in, `Option.report`
+on the way out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Union
+
+Value = Union[bool, int, str]
+Arguments = Mapping[str, Any]
+# One entry of an argument specification, as Ansible reads it.
+ArgumentSpec = Dict[str, Dict[str, Any]]
+
+# <linux/if.h>: IFNAMSIZ less the final NUL
+MAX_NAME = 15
+# <linux/if_ether.h>: ETH_MIN_MTU and ETH_MAX_MTU, the range of every bridge
+MIN_MTU, MAX_MTU = 68, 65535
+# <linux/ipv6.h>: IPV6_MIN_MTU; the kernel takes IPv6 off a link with a smaller MTU
+IPV6_MIN_MTU = 1280
+# net/bridge/br_private.h: BR_MAX_PORTS less port number 0
+MAX_PORTS = 1023
+# <linux/if_addr.h>: lifetime of an address that nobody renews
+FOREVER = 0xFFFFFFFF
+
+# What `mac` may say instead of an address.
+STABLE = "stable"
+
+
+class LinksError(Exception):
+    """What stops the work; the text is made of whole sentences for the administrator."""
+
+
+class BadValue(LinksError):
+    """A value that no host could be given."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Values
+
+
+def link_name(value: object, what: str) -> str:
+    """`value` if it can be the name of a link: the rule of dev_valid_name() in net/core/dev.c, and stricter.
+
+    The kernel takes 1-15 bytes without `/`, `:` and blanks, which to it include the byte 0xa0. Beyond that `%` (a
+    template) and control bytes are refused. `what` names the value in the message. Raises BadValue.
+    """
+    name = str(value)
+    try:
+        raw = name.encode()
+    except UnicodeEncodeError:
+        raise BadValue(f"{what}: {name!r} is not valid UTF-8.") from None
+    if not raw:
+        fault = "it is empty"
+    elif len(raw) > MAX_NAME:
+        fault = f"it has {len(raw)} bytes, and the kernel takes at most {MAX_NAME}"
+    elif name in (".", ".."):
+        fault = "it is a directory's name"
+    elif any(byte <= 0x20 or byte in (0x7F, 0xA0) for byte in raw):
+        fault = "it holds a blank or control byte"
+    elif any(byte in b"/:%" for byte in raw):
+        fault = "it holds one of / : %"
+    else:
+        return name
+    raise BadValue(f"{what}: {name!r} can't be the name of a link, because {fault}.")
+
+
+def unicast_mac(value: object, what: str) -> str:
+    """`value` as a MAC address in lower case with colons; a link can be given unicast addresses only.
+
+    Fact: is_valid_ether_addr() in <linux/etherdevice.h>. Raises BadValue.
+    """
+    text = str(value)
+    if not re.fullmatch(r"[0-9A-Fa-f]{2}([:-])[0-9A-Fa-f]{2}(\1[0-9A-Fa-f]{2}){4}", text):
+        raise BadValue(
+            f"{what}: {text!r} is not a MAC address. Write six pairs of hexadecimal digits, in quotes: without them "
+            "YAML takes an address of decimal digits only for a number."
+        )
+    mac = text.lower().replace("-", ":")
+    if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
+        raise BadValue(f"{what}: {mac} is not a unicast address, which is what a link needs.")
+    return mac
+
+
+def stable_mac(machine_id: str, name: str, netns: str | None = None) -> str:
+    """A MAC address that belongs to the bridge `name` of this machine (and of this network namespace) for good.
+
+    Unicast and locally administered. machine-id(5) asks that the id itself is not exposed, hence the keyed hash.
+    """
+    subject = f"hostnet.qemu bridge {netns}/{name}" if netns else f"hostnet.qemu bridge {name}"
+    octets = bytearray(hmac.new(machine_id.encode(), subject.encode(), hashlib.sha256).digest()[:6])
+    octets[0] = octets[0] & 0xFE | 0x02
+    return ":".join(f"{octet:02x}" for octet in octets)
+
+
+def _seconds(value: object, what: str) -> int:
+    """Seconds as whole centiseconds, the kernel's unit of bridge timers (a u32)."""
+    try:
+        seconds = float(value)  # type: ignore[arg-type]  # whatever else it is, float() says so
+    except (TypeError, ValueError):
+        raise BadValue(f"{what}: {value!r} is not a number of seconds.") from None
+    if not math.isfinite(seconds) or not 0 <= round(seconds * 100) <= 0xFFFFFFFF:
+        raise BadValue(f"{what}: {value!r} seconds are out of range; the kernel holds 0 to 42949672.95.")
+    return round(seconds * 100)
+
+
+def _number(value: object, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise BadValue(f"{what}: {value!r} is not a whole number.")
+    return value
+
+
+def _flag(value: object, what: str) -> bool:
+    if not isinstance(value, bool):
+        raise BadValue(f"{what}: {value!r} is neither true nor false.")
+    return value
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How values of one sort are read, reported and compared."""
+
+    argument_type: str
+    parse: Callable[[object, str], Value]
+    report: Callable[[Any], Any] = lambda value: value
+    # Kernel values this far apart are equal: jiffies round timers by up to a centisecond.
+    slack: int = 0
+
+
+FLAG = Unit("bool", _flag)
+NUMBER = Unit("int", _number)
+SECONDS = Unit("float", _seconds, lambda value: value / 100, slack=1)
+MAC = Unit("str", unicast_mac)
+
+# What an option belongs to: any link, a bridge, a port of a bridge.
+LINK, BRIDGE, PORT = "link", "bridge", "port"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting of a link: its name in the modules, its netlink attribute, its word in iproute2, its unit.
+
+    `default` is what a fresh link of the kind has, in the kernel's unit; None where the kernel works it out.
+    """
+
+    name: str
+    level: str
+    attribute: str
+    word: str
+    unit: Unit
+    default: Value | None = None
+
+    def parse(self, value: object, owner: str) -> Value:
+        """The kernel's value for what the administrator wrote for `owner`; raises BadValue."""
+        return self.unit.parse(value, f"{self.name} of {owner}")
+
+    def report(self, value: Value) -> Any:
+        """What the administrator would have written for the kernel's `value`."""
+        return self.unit.report(value)
+
+    def same(self, one: Value | None, other: Value | None) -> bool:
+        """Whether the kernel's values `one` and `other` mean the same."""
+        if one is None or other is None or not self.unit.slack:
+            return one == other
+        return abs(int(one) - int(other)) <= self.unit.slack
+
+
+# Facts: <linux/if_link.h> for the attributes, br_dev_setup() and new_nbp() in net/bridge/ for the defaults,
+# iplink_bridge.c and iplink_bridge_slave.c of iproute2 for the words.
+UP = Option("up", LINK, "IFF_UP", "up", FLAG, False)
+MTU = Option("mtu", LINK, "IFLA_MTU", "mtu", NUMBER, 1500)
+ADDRESS = Option("mac", LINK, "IFLA_ADDRESS", "address", MAC)
+STP = Option("stp", BRIDGE, "IFLA_BR_STP_STATE", "stp_state", FLAG, False)
+FORWARD_DELAY = Option("forward_delay", BRIDGE, "IFLA_BR_FORWARD_DELAY", "forward_delay", SECONDS, 1500)
+AGEING_TIME = Option("ageing_time", BRIDGE, "IFLA_BR_AGEING_TIME", "ageing_time", SECONDS, 30000)
+
+LINK_OPTIONS = (UP, MTU, ADDRESS)
+BRIDGE_OPTIONS = (STP, FORWARD_DELAY, AGEING_TIME)
+# A link that leaves its bridge loses these; they are known here so that an undone departure restores them.
+PORT_OPTIONS = (
+    Option("cost", PORT, "IFLA_BRPORT_COST", "cost", NUMBER),
+    Option("priority", PORT, "IFLA_BRPORT_PRIORITY", "priority", NUMBER, 32),
+    Option("hairpin", PORT, "IFLA_BRPORT_MODE", "hairpin", FLAG, False),
+    Option("guard", PORT, "IFLA_BRPORT_GUARD", "guard", FLAG, False),
+    Option("root_block", PORT, "IFLA_BRPORT_PROTECT", "root_block", FLAG, False),
+    Option("fast_leave", PORT, "IFLA_BRPORT_FAST_LEAVE", "fastleave", FLAG, False),
+    Option("learning", PORT, "IFLA_BRPORT_LEARNING", "learning", FLAG, True),
+    Option("unicast_flood", PORT, "IFLA_BRPORT_UNICAST_FLOOD", "flood", FLAG, True),
+    Option("multicast_flood", PORT, "IFLA_BRPORT_MCAST_FLOOD", "mcast_flood", FLAG, True),
+    Option("multicast_to_unicast", PORT, "IFLA_BRPORT_MCAST_TO_UCAST", "mcast_to_unicast", FLAG, False),
+    Option("broadcast_flood", PORT, "IFLA_BRPORT_BCAST_FLOOD", "bcast_flood", FLAG, True),
+    Option("neigh_suppress", PORT, "IFLA_BRPORT_NEIGH_SUPPRESS", "neigh_suppress", FLAG, False),
+    Option("isolated", PORT, "IFLA_BRPORT_ISOLATED", "isolated", FLAG, False),
+    Option("locked", PORT, "IFLA_BRPORT_LOCKED", "locked", FLAG, False),
+)
+
+# In clock_t; net/bridge/br_private.h. With STP on the kernel refuses a forward delay outside of this, and clamps one
+# that it finds when STP is turned on.
+STP_FORWARD_DELAY = (200, 3000)
+
+
+@dataclass(frozen=True)
+class Address:
+    """An IP address on a link, with what is needed to put it back as it was.
+
+    `peer` is the other end of a point-to-point address, else equal to `ip`. Two addresses are the same one if their
+    `key` is.
+    """
+
+    ip: str
+    prefix: int
+    peer: str = ""
+    broadcast: str = ""
+    label: str = ""
+    scope: int = 0
+    flags: int = 0
+    valid: int = FOREVER
+    preferred: int = FOREVER
+    # Somebody renews it: a DHCP client, router advertisements.
+    dynamic: bool = False
+
+    @classmethod
+    def parse(cls, value: object, what: str) -> Address:
+        """An address written as `192.0.2.1/24` or `2001:db8::1/64`; raises BadValue.
+
+        IPv4 addresses get their network's broadcast address, as network managers give them one.
+        """
+        text = str(value)
+        try:
+            if "/" not in text or "%" in text:
+                raise ValueError
+            interface = ipaddress.ip_interface(text)
+        except ValueError:
+            raise BadValue(f"{what}: {text!r} is not an address with prefix length such as 192.0.2.1/24.") from None
+        if interface.ip.is_multicast or interface.ip.is_unspecified:
+            raise BadValue(f"{what}: {text} is not an address that a link can have.")
+        network = interface.network
+        broadcast = ""
+        if interface.version == 4 and network.prefixlen <= 30:  # noqa: PLR2004  # RFC 3021: no broadcast on a /31
+            broadcast = str(network.broadcast_address)
+        return cls(str(interface.ip), network.prefixlen, broadcast=broadcast)
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """What makes two addresses of one link the same."""
+        return self.ip, self.prefix, self.peer or self.ip
+
+    @property
+    def ipv6(self) -> bool:
+        """Whether it is an IPv6 address."""
+        return ":" in self.ip
+
+    @property
+    def link_local(self) -> bool:
+        """Whether it is of fe80::/10 or 169.254.0.0/16, which hosts give themselves."""
+        return ipaddress.ip_address(self.ip).is_link_local
+
+    @property
+    def subnet(self) -> str:
+        """The network that it is in; the kernel treats IPv4 addresses of one subnet as one primary and its others."""
+        return str(ipaddress.ip_interface(f"{self.peer or self.ip}/{self.prefix}").network)
+
+    def __str__(self) -> str:
+        if self.peer and self.peer != self.ip:
+            return f"{self.ip} peer {self.peer}/{self.prefix}"
+        return f"{self.ip}/{self.prefix}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The current state
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link of the kernel.
+
+    `settings` holds values by option name: those of LINK_OPTIONS, on a bridge those of BRIDGE_OPTIONS, on a port of a
+    bridge those of PORT_OPTIONS that this kernel has. `holder` says how a guest holds the link, empty if none does.
+    """
+
+    name: str
+    kind: str = ""
+    settings: Mapping[str, Value] = field(default_factory=dict)
+    master: str = ""
+    # Its MAC address was set by somebody. An unpinned bridge takes the lowest address of its ports.
+    mac_pinned: bool = True
+    mtu_range: tuple[int, int] = (MIN_MTU, MAX_MTU)
+    ethernet: bool = True
+    loopback: bool = False
+    # Stays when its last user closes it; only a tap may not.
+    persistent: bool = True
+    holder: str = ""
+    addresses: tuple[Address, ...] = ()
+
+    @property
+    def is_bridge(self) -> bool:
+        """Whether it is a bridge of the kernel."""
+        return self.kind == "bridge"
+
+    @property
+    def static_addresses(self) -> list[Address]:
+        """Its addresses less those that are renewed, and the link-local ones."""
+        return [address for address in self.addresses if not address.dynamic and not address.link_local]
+
+
+class Network:
+    """The links that matter to a task, by name. Links are values; the network is changed by replacing them."""
+
+    def __init__(self, links: Iterable[Link] = ()) -> None:
+        self._links = {link.name: link for link in links}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Network) and self._links == other._links
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+    def __repr__(self) -> str:
+        return f"Network({list(self)!r})"
+
+    def __iter__(self) -> Iterator[Link]:
+        return iter(self._links.values())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._links
+
+    def __getitem__(self, name: str) -> Link:
+        return self._links[name]
+
+    def get(self, name: str) -> Link | None:
+        """The link of this name, or None."""
+        return self._links.get(name)
+
+    def put(self, link: Link) -> None:
+        """Add a link, or replace the one of its name."""
+        self._links[link.name] = link
+
+    def remove(self, name: str) -> None:
+        """Take a link away."""
+        del self._links[name]
+
+    def ports(self, bridge: str) -> list[Link]:
+        """The ports of a bridge, by name."""
+        return sorted((link for link in self if link.master == bridge), key=lambda link: link.name)
+
+    def copy(self) -> Network:
+        """A network of the same links that can be changed apart."""
+        return Network(self)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The desired state
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """A bridge as the administrator wants it. What is None, or not in `settings`, is left as it is."""
+
+    name: str
+    present: bool = True
+    force: bool = False
+    settings: Mapping[str, Value] = field(default_factory=dict)
+    ports: tuple[str, ...] | None = None
+    ports_exact: bool = False
+    addresses: tuple[Address, ...] | None = None
+    addresses_exact: bool = False
+
+    @classmethod
+    def from_arguments(cls, arguments: Arguments, machine_id: Callable[[], str], netns: str | None = None) -> Bridge:
+        """The bridge that arguments after `bridge_argument_spec` ask for; raises BadValue.
+
+        `machine_id` is called where `mac` says `stable`.
+        """
+        name = link_name(arguments["name"], "name")
+        owner = f"bridge {name}"
+        settings: dict[str, Value] = {}
+        for option in (*LINK_OPTIONS, *BRIDGE_OPTIONS):
+            value = arguments.get(option.name)
+            if option is ADDRESS and value == STABLE:
+                settings[option.name] = stable_mac(machine_id(), name, netns)
+            elif value is not None:
+                settings[option.name] = option.parse(value, owner)
+        ports = arguments.get("ports")
+        addresses = arguments.get("addresses")
+        return cls(
+            name=name,
+            present=arguments.get("state", "present") == "present",
+            force=bool(arguments.get("force")),
+            settings=settings,
+            ports=None if ports is None else _unique(link_name(port, f"ports of {owner}") for port in ports),
+            ports_exact=arguments.get("ports_mode") == "exact",
+            addresses=None
+            if addresses is None
+            else _unique(Address.parse(address, f"addresses of {owner}") for address in addresses),
+            addresses_exact=arguments.get("addresses_mode") == "exact",
+        )
+
+
+def _unique(values: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+def bridge_argument_spec() -> ArgumentSpec:
+    """The options of one bridge, without those of the task as a whole such as `netns`."""
+    spec: ArgumentSpec = {
+        "name": {"type": "str", "required": True},
+        "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        "force": {"type": "bool", "default": False},
+        "ports": {"type": "list", "elements": "str"},
+        "ports_mode": {"type": "str", "choices": ["append", "exact"], "default": "append"},
+        "addresses": {"type": "list", "elements": "str"},
+        "addresses_mode": {"type": "str", "choices": ["append", "exact"], "default": "append"},
+    }
+    for option in (*LINK_OPTIONS, *BRIDGE_OPTIONS):
+        spec[option.name] = {"type": option.unit.argument_type}
+    spec[UP.name]["default"] = True
+    return spec
+
+
+def describe(network: Network, name: str) -> dict[str, Any]:
+    """The bridge `name` in the words of the module's options; of an absent one its name and state only.
+
+    Among `ports` are no taps that end with their user, among `addresses` none that are dynamic or link-local: what a
+    task can't bring about is not part of the state. `held_ports` are the taps that a guest holds.
+    """
+    bridge = network.get(name)
+    if bridge is None:
+        return {"name": name, "state": "absent"}
+    ports = network.ports(name)
+    state: dict[str, Any] = {"name": name, "state": "present"}
+    for option in (*LINK_OPTIONS, *BRIDGE_OPTIONS):
+        value = bridge.settings.get(option.name)
+        state[option.name] = None if value is None else option.report(value)
+    state["mac_pinned"] = bridge.mac_pinned
+    state["ports"] = [port.name for port in ports if port.persistent]
+    state["held_ports"] = [port.name for port in ports if port.holder]
+    state["addresses"] = [str(address) for address in bridge.static_addresses]
+    return state
