@@ -21,6 +21,7 @@ import time
 from typing import BinaryIO, NoReturn
 
 from . import fdpass, tuntap
+from .errors import because
 
 # Of what a helper writes: enough for any sentence, and no way to fill our memory.
 _MAX_OUTPUT = 16384
@@ -109,13 +110,13 @@ def run_helper(helper: str, bridge: str, *, vnet_hdr: bool = True, timeout: floa
         try:
             child = _Child(resources, helper, bridge, vnet_hdr)
         except OSError as error:
-            raise HelperNotStarted(f"cannot start bridge helper `{helper}': {_because(error)}") from error
+            raise HelperNotStarted(f"cannot start bridge helper `{helper}': {because(error)}") from error
         descriptor = child.take(timeout)
         try:
             name, flags = tuntap.query(descriptor)
         except OSError as error:
             os.close(descriptor)
-            raise child.error(NotATap, f"sent a descriptor that is no tap (TUNGETIFF: {_because(error)})") from error
+            raise child.error(NotATap, f"sent a descriptor that is no tap (TUNGETIFF: {because(error)})") from error
         if not flags & tuntap.IFF_TAP:
             os.close(descriptor)
             raise child.error(
@@ -154,9 +155,9 @@ class _Child:
         self._wait(timeout)
         failure = os.read(self._failure, 4)
         if failure:
-            error = OSError(int.from_bytes(failure, sys.byteorder), "")
+            error = OSError(int.from_bytes(failure, sys.byteorder), "execve")
             raise self.error(
-                HelperNotStarted, f"cannot be executed: {_because(error)}{_EXEC_HINTS.get(error.errno or 0, '')}"
+                HelperNotStarted, f"cannot be executed: {because(error)}{_EXEC_HINTS.get(error.errno or 0, '')}"
             )
         # It lies in the socket since before the helper ended; only now is it worth taking.
         try:
@@ -256,7 +257,3 @@ def _become_helper(helper: str, bridge: str, vnet_hdr: bool, channel: int, outpu
         os.write(failure, errno.EINVAL.to_bytes(4, sys.byteorder))
     finally:
         os._exit(1)
-
-
-def _because(error: OSError) -> str:
-    return f"{error.strerror} ({errno.errorcode.get(error.errno or 0, error.errno)})"
