@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import grp
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path

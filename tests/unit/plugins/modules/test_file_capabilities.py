@@ -77,7 +77,7 @@ def test_any_spelling_of_what_setcap_stored_changes_nothing(file: Path, text: st
 
 def test_removes_on_request_and_only_once(file: Path) -> None:
     setcap("cap_net_admin=p", file)
-    results = [run(file, state="absent") for _ in range(2)]
+    results = [run(file, state="absent") for _run in range(2)]
     assert [result["changed"] for result in results] == [True, False]
     assert attributes(file) == {}
     assert results[0]["diff"]["before"]["capabilities"] == "cap_net_admin=p"
