@@ -16,6 +16,8 @@ status = 1
 try:
     # -I leaves the script's own directory out.
     sys.path.insert(0, LIBRARY)
+    # The last hook is for directories; the one before would look for a zip archive in each.
+    sys.path_hooks[:] = sys.path_hooks[-1:]
     from tapfd.helper import main
 
     status = main(sys.argv[1:])

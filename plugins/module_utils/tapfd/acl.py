@@ -11,8 +11,6 @@ open, a name that the kernel would cut), the policy is refused here, with file a
 Files are opened with the rights of the caller: an included file that only some may read grants to those only.
 """
 
-from __future__ import annotations
-
 import errno
 import posix
 

@@ -3,8 +3,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Put a tap on a bridge: MAC address, MTU, master, up; over rtnetlink(7)."""
 
-from __future__ import annotations
-
 import errno
 import posix
 from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
@@ -185,5 +183,5 @@ def _attributes(data: bytes, start: int) -> dict[int, bytes]:
     return found
 
 
-def _number(payload: bytes | None) -> int:
+def _number(payload: "bytes | None") -> int:
     return int(unpack_from("=I", payload)[0]) if payload else 0

@@ -3,8 +3,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Send and receive one descriptor over a unix socket (SCM_RIGHTS, unix(7))."""
 
-from __future__ import annotations
-
 import errno
 import posix
 from _socket import (

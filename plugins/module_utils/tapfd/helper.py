@@ -8,8 +8,6 @@ judged before any other is opened, the ACL before the kernel hears the bridge's 
 The tap is not persistent: whatever fails, and whenever this process is killed, closing the descriptor removes it.
 """
 
-from __future__ import annotations
-
 import errno
 import posix
 from _socket import socket

@@ -3,8 +3,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Open, make and inspect tap devices by the ioctls of `<linux/if_tun.h>`."""
 
-from __future__ import annotations
-
 import posix
 from _struct import pack_into, unpack_from
 from fcntl import ioctl

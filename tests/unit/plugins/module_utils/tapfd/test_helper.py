@@ -295,7 +295,7 @@ def test_start_is_lean(host: Sandbox) -> None:
         check=True,
     )
     foreign = {name for name in done.stdout.split() if not name.startswith("tapfd")}
-    assert foreign <= {"__future__", "_socket", "_struct", "errno", "fcntl", "select"}
+    assert foreign <= {"_socket", "_struct", "errno", "fcntl", "select"}
 
 
 def test_byte_code_is_used_and_checked(host: Sandbox) -> None:
