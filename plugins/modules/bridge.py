@@ -21,8 +21,8 @@ description:
     state is read back, and the task fails if the kernel did not take a value.
   - The state lasts until the host is shut down.
 notes:
-  - Two things can't be undone when a later operation fails. A MAC address that was pinned stays pinned, and routes that
-    the kernel dropped when the bridge was taken down do not come back.
+  - Some things can't be undone when a later operation fails. A MAC address or an MTU that was set does not follow the
+    ports again, and routes that the kernel dropped when the bridge was taken down do not come back.
 requirements:
   - pyroute2 >= 0.5.14 on the host. Where the Python that Ansible uses lacks it, the module runs under the host's own
     Python that has it. Debian, Ubuntu, Fedora and EPEL call the package C(python3-pyroute2).
@@ -51,8 +51,8 @@ options:
   state:
     description:
       - With V(present), the bridge exists and is as the other options say.
-      - With V(absent), it does not exist. Of the other options, only O(force) and O(netns) have a meaning then. Links that
-        were its ports stay.
+      - With V(absent), it does not exist. Of the other options, only O(force) and O(netns) have a meaning then. Links
+        that were its ports stay.
     type: str
     choices:
       - present
@@ -60,14 +60,14 @@ options:
     default: present
   force:
     description:
-      - Do what cuts somebody off. Remove a bridge although guests hold taps on it, and take links that O(ports) lists away
-        from another bridge.
+      - Do what cuts somebody off. Remove a bridge although guests hold taps on it, and take links that O(ports) lists
+        away from another bridge.
       - A guest holds a tap which is not persistent, or has a carrier, or has a queue in use.
     type: bool
     default: false
   up:
     description:
-      - Whether the bridge is up.
+      - Whether the bridge is up. A bridge that is taken down keeps its addresses.
       - If true, a link that the task puts on the bridge is brought up as well, since it would carry nothing otherwise.
     type: bool
     default: true
@@ -93,6 +93,7 @@ options:
     description:
       - The MTU of the bridge in bytes, 68 to 65535 (C(dev_set_mtu) in the kernel).
       - As long as nobody has changed it, the MTU of a bridge follows the smallest one of its ports.
+      - One below 1280 is refused for a bridge with IPv6 addresses, because the kernel would remove them.
     type: int
   mac:
     description:
@@ -109,11 +110,11 @@ options:
     type: bool
   forward_delay:
     description:
-      - How long a port listens, and then learns, before it forwards, in seconds (C(IFLA_BR_FORWARD_DELAY)). Fractions are
-        allowed. Two values are equal if they differ by no more than 0.01 s.
-      - Without STP, a port waits as long too, unless this is V(0).
-      - With STP on, the kernel accepts 2 to 30 s. Another value is refused before any change, and so is turning on STP on
-        a bridge that has one.
+      - With STP on, how long a port listens, and then learns, before it forwards, in seconds
+        (C(IFLA_BR_FORWARD_DELAY)). Without STP a port forwards at once. Fractions are allowed. Two values are equal if
+        they differ by no more than 0.01 s.
+      - With STP on, the kernel accepts 2 to 30 s. Another value is refused before any change, and so is turning on STP
+        on a bridge that has one.
     type: float
   ageing_time:
     description:
@@ -130,8 +131,8 @@ options:
   addresses_mode:
     description:
       - With V(append), addresses that O(addresses) does not list stay.
-      - With V(exact), they are removed, except for link-local ones and those that a DHCP client or router advertisements
-        renew. It needs O(addresses) to be given.
+      - With V(exact), they are removed, except for link-local ones and those that a DHCP client or router
+        advertisements renew. It needs O(addresses) to be given.
     type: str
     choices:
       - append
@@ -139,9 +140,10 @@ options:
     default: append
   netns:
     description:
-      - The network namespace to work in, a name that C(ip netns list) shows. The default is that of the module's process.
-      - A missing one fails the task. In check mode it is only warned about, as an earlier task would have made it, and the
-        task reports what it would make in an empty one.
+      - The network namespace to work in, a name that C(ip netns list) shows. The default is that of the module's
+        process.
+      - A missing one fails the task. In check mode it is only warned about, as an earlier task would have made it, and
+        the task reports what it would make in an empty one.
     type: str
 seealso:
   - name: ip-link(8)
@@ -155,7 +157,6 @@ EXAMPLES = r"""
     name: br0
     mac: stable
     stp: false
-    forward_delay: 0
 
 - name: Give the bridge an uplink and the address of the host
   hostnet.qemu.bridge:
@@ -270,19 +271,48 @@ operations:
   type: list
   elements: str
   sample:
-    - ip link add name br0 address 02:5b:1f:87:c2:0e type bridge stp_state 0 forward_delay 0
+    - ip link add name br0 address 02:5b:1f:87:c2:0e type bridge stp_state 0
     - ip link set dev eth1 master br0
     - ip link set dev br0 up
 """
 
-from ansible_collections.hostnet.qemu.plugins.module_utils.links.model import bridge_argument_spec
-from ansible_collections.hostnet.qemu.plugins.module_utils.links_module import LinksModule
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.hostnet.qemu.plugins.module_utils.links.host import machine_id
+from ansible_collections.hostnet.qemu.plugins.module_utils.links.model import (
+    BRIDGE_REQUIRED_IF,
+    Bridge,
+    LinksError,
+    bridge_argument_spec,
+    describe,
+)
+from ansible_collections.hostnet.qemu.plugins.module_utils.links.plan import given
+from ansible_collections.hostnet.qemu.plugins.module_utils.links_module import (
+    TASK_OPTIONS,
+    commands,
+    reconcile,
+    require_pyroute2,
+)
 
 
 def main() -> None:
     """Run the module."""
-    module = LinksModule(bridge_argument_spec())
-    module.run_bridge()
+    module = AnsibleModule(
+        argument_spec={**bridge_argument_spec(), **TASK_OPTIONS},
+        required_if=BRIDGE_REQUIRED_IF,
+        supports_check_mode=True,
+    )
+    require_pyroute2(module)
+    try:
+        bridge = Bridge.from_arguments(module.params, machine_id, module.params["netns"])
+        outcome = reconcile(module, [bridge])
+    except LinksError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(
+        changed=bool(outcome.plan.steps),
+        operations=commands(module, outcome),
+        bridge=describe(outcome.after, bridge.name),
+        diff={"before": given(bridge, outcome.plan.before), "after": given(bridge, outcome.after)},
+    )
 
 
 if __name__ == "__main__":

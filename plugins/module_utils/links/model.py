@@ -15,13 +15,14 @@ import hmac
 import ipaddress
 import math
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Union
+from typing import Any, Callable, Union
 
 Value = Union[bool, int, str]
 Arguments = Mapping[str, Any]
-# One entry of an argument specification, as Ansible reads it.
-ArgumentSpec = Dict[str, Dict[str, Any]]
+# An argument specification as Ansible reads it.
+ArgumentSpec = dict[str, dict[str, Any]]
 
 # <linux/if.h>: IFNAMSIZ less the final NUL
 MAX_NAME = 15
@@ -225,6 +226,8 @@ class Address:
     label: str = ""
     scope: int = 0
     flags: int = 0
+    metric: int = 0
+    # Seconds that are left.
     valid: int = FOREVER
     preferred: int = FOREVER
     # Somebody renews it: a DHCP client, router advertisements.
@@ -247,7 +250,7 @@ class Address:
             raise BadValue(f"{what}: {text} is not an address that a link can have.")
         network = interface.network
         broadcast = ""
-        if interface.version == 4 and network.prefixlen <= 30:  # noqa: PLR2004  # RFC 3021: no broadcast on a /31
+        if interface.version == 4 and network.prefixlen <= 30:  # RFC 3021: a /31 has none
             broadcast = str(network.broadcast_address)
         return cls(str(interface.ip), network.prefixlen, broadcast=broadcast)
 
@@ -293,12 +296,12 @@ class Link:
     kind: str = ""
     settings: Mapping[str, Value] = field(default_factory=dict)
     master: str = ""
-    # Its MAC address was set by somebody. An unpinned bridge takes the lowest address of its ports.
-    mac_pinned: bool = True
+    # Its MAC address was set by somebody. An unpinned bridge takes the lowest address of its ports. None: unknown.
+    mac_pinned: bool | None = True
     mtu_range: tuple[int, int] = (MIN_MTU, MAX_MTU)
     ethernet: bool = True
     loopback: bool = False
-    # Stays when its last user closes it; only a tap may not.
+    # It stays when its last user closes it. A tap need not.
     persistent: bool = True
     holder: str = ""
     addresses: tuple[Address, ...] = ()
@@ -408,6 +411,10 @@ class Bridge:
 
 def _unique(values: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(values))
+
+
+# A list to be exact about has to be given.
+BRIDGE_REQUIRED_IF = [("ports_mode", "exact", ["ports"]), ("addresses_mode", "exact", ["addresses"])]
 
 
 def bridge_argument_spec() -> ArgumentSpec:

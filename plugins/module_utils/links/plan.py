@@ -1,0 +1,538 @@
+# Copyright: the hostnet.qemu authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From the desired and the current state to the operations between them, in order, each with what undoes it.
+
+Nothing here asks or changes the host. An operation knows four things: its command in iproute2's words (`str`), what it
+is for (`purpose`), what it does to a `Network` (`apply`), and what undoes it (`inverse`). The planner applies every
+operation to a copy of the current state as it goes, so each next step, the state at the end and the inverses follow
+from one account of what the kernel does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .model import (
+    ADDRESS,
+    BRIDGE,
+    BRIDGE_OPTIONS,
+    FOREVER,
+    FORWARD_DELAY,
+    IPV6_MIN_MTU,
+    LINK,
+    LINK_OPTIONS,
+    MAX_PORTS,
+    MTU,
+    PORT_OPTIONS,
+    STP,
+    STP_FORWARD_DELAY,
+    UP,
+    Address,
+    Bridge,
+    Link,
+    LinksError,
+    Network,
+    Option,
+    Value,
+    describe,
+)
+
+
+class Refused(LinksError):
+    """The desired state can't be reached, or not without harm to others; nothing was changed."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Operations
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One message to the kernel about the link `name`."""
+
+    name: str
+
+    def __str__(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def purpose(self) -> str:
+        """What it is for, to follow "can't" in a sentence."""
+        raise NotImplementedError
+
+    def apply(self, network: Network) -> None:
+        """Change `network` as the kernel would change the host's."""
+        raise NotImplementedError
+
+    def inverse(self, before: Network) -> tuple[Operation, ...]:
+        """The operations that lead back to `before`, the state that this one is applied to."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class CreateBridge(Operation):
+    """Make a bridge that is down; `settings` are options that the kernel takes at creation."""
+
+    settings: Mapping[str, Value] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        words = ["ip link add name", self.name]
+        if ADDRESS.name in self.settings:
+            words += _words(ADDRESS, self.settings[ADDRESS.name])
+        words += ["type bridge"]
+        for option in BRIDGE_OPTIONS:
+            if option.name in self.settings:
+                words += _words(option, self.settings[option.name])
+        return " ".join(words)
+
+    @property
+    def purpose(self) -> str:
+        return f"make the bridge {self.name}"
+
+    def apply(self, network: Network) -> None:
+        defaults = {option.name: option.default for option in (*LINK_OPTIONS, *BRIDGE_OPTIONS)}
+        settings = {name: value for name, value in {**defaults, **self.settings}.items() if value is not None}
+        network.put(Link(self.name, "bridge", settings, mac_pinned=ADDRESS.name in self.settings))
+
+    def inverse(self, before: Network) -> tuple[Operation, ...]:
+        return (DeleteLink(self.name),)
+
+
+@dataclass(frozen=True)
+class DeleteLink(Operation):
+    """Delete a link. Ports of a bridge become free. It can't be undone."""
+
+    def __str__(self) -> str:
+        return f"ip link delete dev {self.name}"
+
+    @property
+    def purpose(self) -> str:
+        return f"delete {self.name}"
+
+    def apply(self, network: Network) -> None:
+        for port in network.ports(self.name):
+            network.put(_without_master(port))
+        network.remove(self.name)
+
+    def inverse(self, before: Network) -> tuple[Operation, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
+class Set(Operation):
+    """Give an option of a link a value."""
+
+    option: Option
+    value: Value
+
+    def __str__(self) -> str:
+        words = ["ip link set dev", self.name]
+        if self.option.level != LINK:
+            words.append("type bridge" if self.option.level == BRIDGE else "type bridge_slave")
+        return " ".join(words + _words(self.option, self.value))
+
+    @property
+    def purpose(self) -> str:
+        if self.option is UP:
+            return f"bring {self.name} up" if self.value else f"take {self.name} down"
+        return f"set {self.option.name} of {self.name} to {self.option.report(self.value)}"
+
+    def apply(self, network: Network) -> None:
+        link = network[self.name]
+        changed = replace(link, settings={**link.settings, self.option.name: self.value})
+        if self.option is ADDRESS:
+            changed = replace(changed, mac_pinned=True)
+        if self._ends_ipv6():
+            changed = replace(changed, addresses=tuple(address for address in link.addresses if not address.ipv6))
+        network.put(changed)
+
+    def inverse(self, before: Network) -> tuple[Operation, ...]:
+        link = before[self.name]
+        old = link.settings.get(self.option.name)
+        if old is None:
+            return ()
+        back = Set(self.name, self.option, old)
+        # Going up and down again loses them too.
+        lost = self._ends_ipv6() or back._ends_ipv6()
+        return (back, *(AddAddress(self.name, address) for address in link.addresses if lost and address.ipv6))
+
+    def _ends_ipv6(self) -> bool:
+        """Whether the kernel takes all IPv6 addresses off the link (addrconf_notify() in net/ipv6/addrconf.c)."""
+        return (self.option is UP and not self.value) or (self.option is MTU and int(self.value) < IPV6_MIN_MTU)
+
+
+@dataclass(frozen=True)
+class SetMaster(Operation):
+    """Put a link on a bridge, or with an empty `master` take it off."""
+
+    master: str
+
+    def __str__(self) -> str:
+        return f"ip link set dev {self.name} " + (f"master {self.master}" if self.master else "nomaster")
+
+    @property
+    def purpose(self) -> str:
+        return f"put {self.name} on the bridge {self.master}" if self.master else f"take {self.name} off its bridge"
+
+    def apply(self, network: Network) -> None:
+        link = _without_master(network[self.name])
+        if self.master:
+            fresh = {option.name: option.default for option in PORT_OPTIONS if option.default is not None}
+            link = replace(link, master=self.master, settings={**link.settings, **fresh})
+        network.put(link)
+
+    def inverse(self, before: Network) -> tuple[Operation, ...]:
+        link = before[self.name]
+        return (
+            SetMaster(self.name, link.master),
+            *(
+                Set(self.name, option, link.settings[option.name])
+                for option in PORT_OPTIONS
+                if link.settings.get(option.name) not in (None, option.default)
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class AddAddress(Operation):
+    """Have an address on a link. Harmless where it is there already."""
+
+    address: Address
+
+    def __str__(self) -> str:
+        address = self.address
+        words = ["ip address replace", str(address)]
+        if address.broadcast:
+            words += ["broadcast", address.broadcast]
+        if address.label not in ("", self.name):
+            words += ["label", address.label]
+        if address.metric:
+            words += ["metric", str(address.metric)]
+        words += ["dev", self.name]
+        if address.valid != FOREVER:
+            words += ["valid_lft", str(address.valid), "preferred_lft", str(address.preferred)]
+        return " ".join(words)
+
+    @property
+    def purpose(self) -> str:
+        return f"add the address {self.address} to {self.name}"
+
+    def apply(self, network: Network) -> None:
+        link = network[self.name]
+        if not _has(link, self.address):
+            network.put(replace(link, addresses=(*link.addresses, self.address)))
+
+    def inverse(self, before: Network) -> tuple[Operation, ...]:
+        return () if _has(before[self.name], self.address) else (RemoveAddress(self.name, self.address),)
+
+
+@dataclass(frozen=True)
+class RemoveAddress(Operation):
+    """Remove an address. With the first one of an IPv4 subnet go the others of that subnet.
+
+    Those stay where the sysctl promote_secondaries is set; to add them again then does no harm.
+    """
+
+    address: Address
+
+    def __str__(self) -> str:
+        return f"ip address delete {self.address} dev {self.name}"
+
+    @property
+    def purpose(self) -> str:
+        return f"remove the address {self.address} from {self.name}"
+
+    def apply(self, network: Network) -> None:
+        link = network[self.name]
+        gone = {address.key for address in self._gone(link)}
+        network.put(replace(link, addresses=tuple(each for each in link.addresses if each.key not in gone)))
+
+    def inverse(self, before: Network) -> tuple[Operation, ...]:
+        return tuple(AddAddress(self.name, address) for address in self._gone(before[self.name]))
+
+    def _gone(self, link: Link) -> list[Address]:
+        if self.address.ipv6:
+            return [self.address]
+        subnet = [each for each in link.addresses if not each.ipv6 and each.subnet == self.address.subnet]
+        return subnet if subnet[0].key == self.address.key else [self.address]
+
+
+def _words(option: Option, value: Value) -> list[str]:
+    """`option` with `value` as arguments of iproute2."""
+    if option is UP:
+        return ["up" if value else "down"]
+    if isinstance(value, bool):
+        # Bridges say 1 and 0, their ports on and off; iproute2 takes either only there.
+        return [option.word, str(int(value)) if option.level == BRIDGE else "on" if value else "off"]
+    return [option.word, str(value)]
+
+
+def _without_master(link: Link) -> Link:
+    port_options = {option.name for option in PORT_OPTIONS}
+    settings = {name: value for name, value in link.settings.items() if name not in port_options}
+    return replace(link, master="", settings=settings)
+
+
+def _has(link: Link, address: Address) -> bool:
+    return any(each.key == address.key for each in link.addresses)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The plan
+
+
+@dataclass(frozen=True)
+class Step:
+    """An operation and what undoes it, in order."""
+
+    operation: Operation
+    inverse: tuple[Operation, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What leads from `before` to `after`. Without steps the desired state is there already."""
+
+    bridges: tuple[Bridge, ...]
+    steps: tuple[Step, ...]
+    before: Network
+    after: Network
+
+    @property
+    def operations(self) -> list[str]:
+        """Each operation as the command of iproute2 that does the same."""
+        return [str(step.operation) for step in self.steps]
+
+
+def given(bridge: Bridge, network: Network) -> dict[str, Any]:
+    """Of the bridge in `network`, the options that `bridge` gives: what a diff shows."""
+    description = describe(network, bridge.name)
+    shown = {"name", "state"}
+    if bridge.present:
+        shown |= set(bridge.settings)
+        if ADDRESS.name in bridge.settings:
+            shown.add("mac_pinned")
+        if bridge.ports is not None:
+            shown.add("ports")
+        if bridge.addresses is not None:
+            shown.add("addresses")
+            link = network.get(bridge.name)
+            if link is not None:
+                # A listed one counts also where `describe` leaves it out.
+                keys = {address.key for address in (*link.static_addresses, *bridge.addresses)}
+                description["addresses"] = [str(address) for address in link.addresses if address.key in keys]
+    return {name: value for name, value in description.items() if name in shown}
+
+
+def make_plan(bridges: Sequence[Bridge], network: Network) -> Plan:
+    """The operations that bring `network` into the state that `bridges` ask for; raises Refused."""
+    planner = _Planner(bridges, network)
+    planner.check()
+    planner.plan()
+    return Plan(tuple(bridges), tuple(planner.steps), network, planner.network)
+
+
+class _Planner:
+    def __init__(self, bridges: Sequence[Bridge], network: Network) -> None:
+        self.bridges = bridges
+        self.before = network
+        self.network = network.copy()
+        self.steps: list[Step] = []
+
+    def check(self) -> None:
+        """Refuse what the kernel would refuse or bend, and what would cut somebody off."""
+        owners: dict[str, str] = {}
+        for bridge in self.bridges:
+            link = self.before.get(bridge.name)
+            if link is not None and not link.is_bridge:
+                raise Refused(
+                    f"{bridge.name} exists and is no bridge but {_kind(link)}, which stays untouched. "
+                    "Choose another name, or remove that link first."
+                )
+            if not bridge.present:
+                self._check_removal(bridge)
+                continue
+            for port in bridge.ports or ():
+                self._check_port(bridge, port)
+                if owners.setdefault(port, bridge.name) != bridge.name:
+                    raise Refused(f"{port} can't be a port of both {owners[port]} and {bridge.name}. List it once.")
+            self._check_settings(bridge, link)
+
+    def _check_removal(self, bridge: Bridge) -> None:
+        held = [port for port in self.before.ports(bridge.name) if port.holder]
+        if held and not bridge.force:
+            holders = ", ".join(f"{port.name} ({port.holder})" for port in held)
+            raise Refused(
+                f"Guests are on the bridge {bridge.name}, which is therefore not removed: {holders}. "
+                "Stop them first, or say force: true to cut them off."
+            )
+
+    def _check_port(self, bridge: Bridge, name: str) -> None:
+        port = self.before.get(name)
+        why = ""
+        if name == bridge.name:
+            why = "that is the bridge itself"
+        elif port is None:
+            why = "there is no link of that name"
+        elif port.is_bridge:
+            why = "it is a bridge, and the kernel puts no bridge on another; connect the two with a veth pair"
+        elif port.loopback or not port.ethernet:
+            why = "it is no Ethernet link"
+        elif port.master not in ("", bridge.name):
+            master = self.before.get(port.master)
+            if master is None or not master.is_bridge:
+                why = f"it belongs to {port.master}, which is no bridge; take it out of there first"
+            elif not bridge.force:
+                why = (
+                    f"it is on the bridge {port.master}; take it off there first, "
+                    "or say force: true to move it and whatever depends on it"
+                )
+        if why:
+            raise Refused(f"{name} can't become a port of the bridge {bridge.name}: {why}.")
+
+    def _check_settings(self, bridge: Bridge, link: Link | None) -> None:
+        current = link.settings if link else {}
+
+        def reached(option: Option) -> Any:
+            return bridge.settings.get(option.name, current.get(option.name, option.default))
+
+        lowest, highest = STP_FORWARD_DELAY
+        timers_given = STP.name in bridge.settings or FORWARD_DELAY.name in bridge.settings
+        if timers_given and reached(STP) and not lowest <= reached(FORWARD_DELAY) <= highest:
+            raise Refused(
+                f"With STP on, the forward delay of the bridge {bridge.name} has to be 2 to 30 s, "
+                f"and it would be {FORWARD_DELAY.report(reached(FORWARD_DELAY))} s. "
+                "Set forward_delay in that range, or stp: false."
+            )
+        mtu = reached(MTU)
+        smallest, largest = (link or Link(bridge.name)).mtu_range
+        if MTU.name in bridge.settings and not smallest <= mtu <= largest:
+            raise Refused(f"The MTU of the bridge {bridge.name} can be {smallest} to {largest} bytes, not {mtu}.")
+        ipv6 = [each for each in (*(link.static_addresses if link else ()), *(bridge.addresses or ())) if each.ipv6]
+        if ipv6 and mtu < IPV6_MIN_MTU:
+            raise Refused(
+                f"IPv6 needs an MTU of {IPV6_MIN_MTU} bytes or more, and the bridge {bridge.name} would have {mtu} "
+                f"with the address {ipv6[0]}. Raise mtu, or do without IPv6 addresses there."
+            )
+        staying = {port.name for port in self.before.ports(bridge.name)} - set(self._surplus(bridge))
+        count = len(staying | set(bridge.ports or ()))
+        if count > MAX_PORTS:
+            raise Refused(f"The bridge {bridge.name} would have {count} ports, and the kernel allows {MAX_PORTS}.")
+
+    def plan(self) -> None:
+        """Plan for all bridges together: what gives before what takes, what can't be undone last."""
+        present = [bridge for bridge in self.bridges if bridge.present]
+        for step in (
+            self._create,
+            self._set_bridge_options,
+            # A port joins before others leave, so that a failure to join costs nobody his place.
+            self._add_ports,
+            self._drop_ports,
+            # After the ports, which an MTU that was never set follows.
+            self._set_mtu,
+            # Before the addresses: going down takes IPv6 addresses away.
+            self._take_down,
+            self._set_addresses,
+            self._bring_up,
+            # An address that was pinned once can't be let go again.
+            self._pin_mac,
+        ):
+            for bridge in present:
+                step(bridge)
+        for bridge in self.bridges:
+            if not bridge.present and bridge.name in self.network:
+                self._do(DeleteLink(bridge.name))
+
+    def _do(self, operation: Operation) -> None:
+        self.steps.append(Step(operation, operation.inverse(self.network)))
+        operation.apply(self.network)
+
+    def _set(self, bridge: Bridge, option: Option) -> None:
+        value = bridge.settings.get(option.name)
+        if value is not None and not option.same(self.network[bridge.name].settings.get(option.name), value):
+            self._do(Set(bridge.name, option, value))
+
+    def _create(self, bridge: Bridge) -> None:
+        if bridge.name not in self.network:
+            # Not the MTU: the kernel would not take one given at creation for the administrator's choice, and would let
+            # it follow the ports.
+            at_creation = {option.name for option in (ADDRESS, *BRIDGE_OPTIONS)}
+            settings = {name: value for name, value in bridge.settings.items() if name in at_creation}
+            self._do(CreateBridge(bridge.name, settings))
+
+    def _set_bridge_options(self, bridge: Bridge) -> None:
+        # The kernel checks the timers while STP is on: turn it off before them, on after them.
+        first = () if bridge.settings.get(STP.name) else (STP,)
+        others = tuple(option for option in BRIDGE_OPTIONS if option is not STP)
+        for option in (*first, *others, STP):
+            self._set(bridge, option)
+
+    def _add_ports(self, bridge: Bridge) -> None:
+        for name in bridge.ports or ():
+            if self.network[name].master != bridge.name:
+                self._do(SetMaster(name, bridge.name))
+                if bridge.settings.get(UP.name) and not self.network[name].settings[UP.name]:
+                    self._do(Set(name, UP, True))
+
+    def _surplus(self, bridge: Bridge) -> list[str]:
+        """The ports which an exact list of ports sends away."""
+        if not bridge.ports_exact or bridge.ports is None:
+            return []
+        ports = self.before.ports(bridge.name)
+        return [port.name for port in ports if port.name not in bridge.ports and not port.holder]
+
+    def _drop_ports(self, bridge: Bridge) -> None:
+        for name in self._surplus(bridge):
+            if self.network[name].master == bridge.name:
+                self._do(SetMaster(name, ""))
+
+    def _set_mtu(self, bridge: Bridge) -> None:
+        mtu = bridge.settings.get(MTU.name)
+        if mtu is None:
+            return
+        # Coming and going ports may have moved an MTU that looks right in the account of the planner.
+        ports = self.network.ports(bridge.name)
+        smallest = min((port.settings[MTU.name] for port in ports), default=MTU.default)
+        moved = [port.name for port in self.before.ports(bridge.name)] != [port.name for port in ports]
+        if self.network[bridge.name].settings[MTU.name] != mtu or (moved and smallest != mtu):
+            self._do(Set(bridge.name, MTU, mtu))
+
+    def _take_down(self, bridge: Bridge) -> None:
+        if not bridge.settings.get(UP.name, True):
+            self._set(bridge, UP)
+
+    def _bring_up(self, bridge: Bridge) -> None:
+        self._set(bridge, UP)
+
+    def _set_addresses(self, bridge: Bridge) -> None:
+        link = self.before.get(bridge.name)
+        before = link.static_addresses if link else []
+        listed = bridge.addresses or ()
+        keys = {address.key for address in listed}
+        if bridge.addresses is not None and bridge.addresses_exact:
+            kept = [address for address in before if address.key in keys]
+        else:
+            # The kernel holds an IPv6 address once, with one prefix length.
+            resized = {address.ip for address in listed if address.ipv6}
+            kept = [address for address in before if address.key in keys or address.ip not in resized]
+        spared = {address.key for address in kept}
+        for address in before:
+            if address.key not in spared and _has(self.network[bridge.name], address):
+                self._do(RemoveAddress(bridge.name, address))
+        # Kept ones are among them because going down, and removing the first of a subnet, takes others along.
+        for address in (*kept, *listed):
+            if not _has(self.network[bridge.name], address):
+                self._do(AddAddress(bridge.name, address))
+
+    def _pin_mac(self, bridge: Bridge) -> None:
+        mac = bridge.settings.get(ADDRESS.name)
+        link = self.network[bridge.name]
+        if mac is not None and (link.settings.get(ADDRESS.name) != mac or link.mac_pinned is False):
+            self._do(Set(bridge.name, ADDRESS, mac))
+
+
+def _kind(link: Link) -> str:
+    return f"a link of kind {link.kind}" if link.kind else "a device of its own"

@@ -1,0 +1,58 @@
+# Copyright: the hostnet.qemu authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the modules on `links` share: the library on the host, the namespace, check mode, the words of the result."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.common import respawn
+
+from .links import kernel
+from .links.host import NoNamespace
+from .links.kernel import Kernel, Outcome, imagine
+from .links.model import ArgumentSpec, Bridge
+from .links.plan import make_plan
+
+# Options of a task, beside those of its bridges.
+TASK_OPTIONS: ArgumentSpec = {"netns": {"type": "str"}}
+
+# Where distributions install Python packages for: EL's own Python, then everybody's.
+_SYSTEM_PYTHONS = ("/usr/libexec/platform-python", "/usr/bin/python3")
+
+
+def require_pyroute2(module: AnsibleModule) -> None:
+    """Return if this Python has pyroute2, else start the module again under one that has it, or fail."""
+    fault = kernel.library_fault()
+    if not fault:
+        return
+    if not respawn.has_respawned():
+        others = [path for path in _SYSTEM_PYTHONS if os.path.realpath(path) != os.path.realpath(sys.executable)]
+        interpreter = respawn.probe_interpreters_for_module(others, "pyroute2")
+        if interpreter:
+            respawn.respawn_module(interpreter)
+    module.fail_json(msg=fault)
+
+
+def reconcile(module: AnsibleModule, bridges: Sequence[Bridge]) -> Outcome:
+    """Bring the bridges of a task into their state, or say how in check mode; raises LinksError."""
+    try:
+        with Kernel(module.params["netns"]) as links:
+            return links.reconcile(bridges, check=module.check_mode)
+    except NoNamespace as error:
+        if not module.check_mode:
+            raise
+        module.warn(f"{error} Check mode assumes an empty one in which the ports exist.")
+        plan = make_plan(bridges, imagine(bridges))
+        return Outcome(plan, plan.after)
+
+
+def commands(module: AnsibleModule, outcome: Outcome) -> list[str]:
+    """The operations of a task as commands of iproute2, in the task's namespace."""
+    netns = module.params["netns"]
+    prefix = f"ip -n {netns} " if netns else "ip "
+    return [prefix + operation.partition(" ")[2] for operation in outcome.plan.operations]
