@@ -1,0 +1,903 @@
+# Copyright: the hostnet.qemu authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the role runs on a host: `survey` looks at everything in one go, `lay` makes a version of the helper's library.
+
+The role sends this program over standard input with a call of one of the two as its last line. It needs the standard
+library only, as it comes before any package.
+
+One look instead of a task for each question: a task costs half a second of every host, and problems that are found
+together can be mended together. `survey` changes nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import hashlib
+import importlib.util
+import ipaddress
+import json
+import os
+import pwd
+import py_compile
+import re
+import shutil
+import socket
+import stat
+import struct
+import subprocess
+import tempfile
+import urllib.parse
+from typing import Any
+
+STUB = "qemu-bridge-helper.py"
+
+# The numbers of <linux/capability.h>.
+CAP_NET_ADMIN = 12
+CAP_SETFCAP = 31
+# struct vfs_cap_data of <linux/capability.h>, revision 2: cap_net_admin permitted, the effective bit clear.
+NET_ADMIN_PERMITTED = struct.pack("<5I", 0x02000000, 1 << CAP_NET_ADMIN, 0, 0, 0)
+
+# /dev/net/tun: Documentation/admin-guide/devices.txt of the kernel.
+TUN_DEVICE = os.makedev(10, 200)
+
+# <linux/netlink.h>, <linux/rtnetlink.h>, <linux/if_addr.h>
+NETLINK_ROUTE = 0
+NLM_F_REQUEST = 0x001
+NLM_F_DUMP = 0x300
+NLMSG_ERROR = 2
+NLMSG_DONE = 3
+RTM_GETADDR = 22
+RT_SCOPE_LINK = 253
+IFA_ADDRESS = 1
+IFA_LOCAL = 2
+
+# <linux/if.h>: IFNAMSIZ less the final NUL.
+MAX_NAME = 15
+# tapfd/acl.py reads at most this many files, bridge.conf among them.
+MAX_FILES = 64
+
+# Machines (uname -m) that run the launcher of another.
+COMPATIBLE = {"i386": "i686", "i586": "i686", "armv8l": "armv7l"}
+
+# Asked of the interpreter with the launcher's flags. The imports are those of the helper and of `lay`.
+QUESTION = """
+import sys
+import _socket, _struct, fcntl, posix
+import json, py_compile
+print(json.dumps({
+    "name": sys.implementation.name,
+    "version": sys.version_info[:3],
+    "tag": sys.implementation.cache_tag,
+    "virtual": sys.prefix != sys.base_prefix,
+    "path": sys.path,
+}))
+"""
+
+
+def survey(request: dict[str, Any]) -> dict[str, Any]:
+    """Return what the role must know of this host; `problems` holds, as sentences, why it should not go on."""
+    if os.geteuid() != 0:
+        return {"problems": ["The role has to be root on the host: run it with `become: true`."]}
+    if request["state"] == "absent":
+        return {"problems": [], "leftovers": _leftovers(request)}
+    found = Survey(request).found()
+    # Names of files may hold bytes that no JSON can.
+    found["problems"] = [text.encode("utf-8", "backslashreplace").decode() for text in found["problems"]]
+    return found
+
+
+class Survey:
+    """One look at a host that shall have the helper."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.request = request
+        self.paths: dict[str, Any] = request["paths"]
+        self.problems: list[str] = []
+        # Paths that have been judged already, so that nothing is complained of twice.
+        self._safe: dict[str, bool] = {"/": True}
+
+    def found(self) -> dict[str, Any]:
+        """Look at everything."""
+        self._judge_kernel()
+        self._judge_file_systems()
+        self._judge_directories()
+        self._judge_bridges()
+        grants = Grants(self.request, self.problems)
+        python = self._python()
+        includes = self._includes(grants)
+        result = {
+            "python": python,
+            "tun": self._tun(),
+            "launcher": self._launcher(grants.helper_group),
+            "policy": {
+                "foreign": self._policy_is_foreign(),
+                "deny": grants.denied,
+                "allow": grants.everyone,
+            },
+            "includes": includes,
+            "missing_directories": self._missing_directories(bool(includes["paths"])),
+            "missing": self._missing_programs(includes["wrong"]),
+            "verify": self._verify(grants),
+            "problems": self.problems,
+        }
+        if python is not None:
+            result["library"] = self._library(python)
+        return result
+
+    # -- the host
+
+    def _judge_kernel(self) -> None:
+        effective = 0
+        for line in _read("/proc/self/status").decode().splitlines():
+            if line.startswith("CapEff:"):
+                effective = int(line.split()[1], 16)
+        for number, name, use in (
+            (CAP_NET_ADMIN, "NET_ADMIN", "make bridges"),
+            (CAP_SETFCAP, "SETFCAP", "give the launcher its capability"),
+        ):
+            if not effective >> number & 1:
+                self.problems.append(
+                    f"Root has no CAP_{name} here and so can't {use}: start this container with it "
+                    f"(podman and docker: --cap-add {name})."
+                )
+
+    def _judge_file_systems(self) -> None:
+        for place in ("launcher", "library", "policy"):
+            directory = _existing(os.path.dirname(self.paths[place]))
+            flags = os.statvfs(directory).f_flag
+            if flags & os.ST_RDONLY:
+                self.problems.append(f"{directory} is mounted read-only, and {self.paths[place]} belongs there.")
+            if place != "launcher":
+                continue
+            if flags & os.ST_NOSUID:
+                self.problems.append(
+                    f"{directory} is mounted nosuid, where the kernel ignores the launcher's capability: "
+                    "mount it without that option."
+                )
+            if flags & os.ST_NOEXEC:
+                self.problems.append(
+                    f"{directory} is mounted noexec, where the launcher can't run: mount it without that option."
+                )
+            if not _keeps(directory, "security.capability"):
+                self.problems.append(
+                    f"The file system of {directory} keeps no file capabilities, and the launcher needs one: "
+                    "put the directory on ext4, XFS, Btrfs or tmpfs."
+                )
+
+    def _judge_directories(self) -> None:
+        for place in ("launcher", "library", "policy"):
+            self._is_roots_alone(os.path.dirname(self.paths[place]))
+        for place in ("versions", "includes"):
+            self._is_roots_alone(self.paths[place])
+        # The interpreter looks for it beside the path that it was started by, <library>/python3, and one level up.
+        stray = os.path.join(os.path.dirname(self.paths["library"]), "pyvenv.cfg")
+        if os.path.lexists(stray):
+            self.problems.append(f"{stray} would send the helper's interpreter to another library: remove it.")
+
+    def _is_roots_alone(self, path: str) -> bool:
+        """Whether root alone decides what is at `path`, and everybody gets there; what does not exist yet is fine."""
+        here, safe, links = "/", True, 0
+        parts = path.split("/")[::-1]
+        while parts:
+            part = parts.pop()
+            if part in ("", "."):
+                continue
+            if part == "..":
+                here = os.path.dirname(here)
+                continue
+            entry = os.path.join(here, part)
+            try:
+                status = os.lstat(entry)
+            except FileNotFoundError:
+                return safe
+            safe = self._entry_is_roots(entry, status) and safe
+            if stat.S_ISLNK(status.st_mode):
+                links += 1
+                if links > 40:
+                    self.problems.append(f"{path} leads through symbolic links in a circle: remove them.")
+                    return False
+                target = os.readlink(entry)
+                here = "/" if target.startswith("/") else here
+                parts += target.split("/")[::-1]
+            else:
+                here = entry
+        return safe
+
+    def _entry_is_roots(self, path: str, status: os.stat_result) -> bool:
+        if path in self._safe:
+            return self._safe[path]
+        mode = stat.S_IMODE(status.st_mode)
+        faults, cures = [], []
+        if status.st_uid != 0:
+            faults.append(f"belongs to {_user_name(status.st_uid)}")
+            cures.append(f"`chown root {path}`")
+        if not stat.S_ISLNK(status.st_mode):
+            if mode & 0o022:
+                whose = "its group" if mode & 0o020 else ""
+                whose += " and " if mode & 0o022 == 0o022 else ""
+                whose += "others" if mode & 0o002 else ""
+                group = _group_name(status.st_gid)
+                faults.append(f"is writable by {whose} (group {group}, mode {mode:04o})")
+                cures.append(f"`chmod go-w {path}`")
+            if stat.S_ISDIR(status.st_mode) and not mode & 0o001:
+                faults.append(f"lets no users through (mode {mode:04o})")
+                cures.append(f"`chmod o+x {path}`")
+        if faults:
+            self.problems.append(
+                f"{path} {' and '.join(faults)}. The helper has CAP_NET_ADMIN, so root alone may change what it is "
+                f"made of, and users must get there: {' and '.join(cures)}."
+            )
+        self._safe[path] = not faults
+        return not faults
+
+    def _tree_is_roots(self, directory: str) -> bool:
+        """The same of everything below `directory`, except the packages that `-S` leaves out."""
+        safe = self._is_roots_alone(directory)
+        for parent, directories, files in os.walk(directory):
+            directories[:] = [name for name in directories if name not in ("site-packages", "dist-packages")]
+            for name in directories + files:
+                path = os.path.join(parent, name)
+                status = os.lstat(path)
+                # One look for most of them: only what catches the eye is examined.
+                if stat.S_ISLNK(status.st_mode):
+                    safe = self._is_roots_alone(path) and safe
+                elif status.st_uid != 0 or status.st_mode & 0o022:
+                    safe = self._entry_is_roots(path, status) and safe
+        return safe
+
+    def _python(self) -> dict[str, str] | None:
+        """The interpreter that shall run the helper; None if it can't, which then is among the problems."""
+        configured = self.request["python"]
+        path = os.path.realpath(configured)
+        what = f"qemu_bridge_python ({configured}{', that is ' + path if path != configured else ''})"
+        if not configured.startswith("/") or not os.path.isfile(path):
+            self.problems.append(f"{what} is no file: give the absolute path of a Python 3.9 or newer.")
+            return None
+        with open(path, "rb") as file:
+            if file.read(4) != b"\x7fELF":
+                self.problems.append(
+                    f"{what} is no ELF program. A script, such as a version manager's shim, heeds the environment of "
+                    "whoever starts the helper: give the interpreter that it leads to."
+                )
+                return None
+        # Before it is run as root, below.
+        if not self._is_roots_alone(path):
+            return None
+        mode = os.stat(path).st_mode
+        if not mode & 0o001:
+            self.problems.append(f"{what} can't be executed by users: `chmod o+x {path}`.")
+        done = subprocess.run(
+            [path, "-I", "-S", "-B", "-c", QUESTION],
+            cwd="/",
+            env={"PATH": os.defpath, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            reason = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2] or f"status {done.returncode}"
+            self.problems.append(f"{what} can't run the helper: {reason}. Install the whole standard library.")
+            return None
+        answer = json.loads(done.stdout)
+        version = ".".join(map(str, answer["version"]))
+        if answer["name"] != "cpython" or answer["version"] < [3, 9]:
+            self.problems.append(f"{what} is {answer['name']} {version}; the helper needs CPython 3.9 or newer.")
+            return None
+        if answer["virtual"]:
+            self.problems.append(f"{what} belongs to a virtual environment: give the interpreter that it is made from.")
+            return None
+        judgements = [self._tree_is_roots(entry) for entry in answer["path"]]
+        return {"path": path, "version": version, "tag": answer["tag"]} if all(judgements) else None
+
+    def _tun(self) -> dict[str, Any]:
+        """What is wrong with /dev/net/tun, and whether the role has to see to it."""
+        path = self.paths["tun"]
+        fault = ""
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            fault = "is missing"
+            if not _kernel_has_tun():
+                self.problems.append(
+                    f"{path} is missing and the kernel has no tun driver: install its modules; in a container, "
+                    "`modprobe tun` on the machine below and hand the device in (podman and docker: --device "
+                    f"{path})."
+                )
+        else:
+            mode = stat.S_IMODE(status.st_mode)
+            if not stat.S_ISCHR(status.st_mode) or status.st_rdev != TUN_DEVICE:
+                self.problems.append(f"{path} is not the character device 10:200: remove it.")
+            elif mode & 0o006 != 0o006:
+                fault = f"is closed to users, mode {mode:04o}"
+            try:
+                os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+            except OSError as error:
+                self.problems.append(
+                    f"{path} does not open: {_because(error)}. Load the kernel's tun driver (`modprobe tun`); "
+                    f"in a container, allow the device (podman and docker: --device {path})."
+                )
+        if fault and not self.request["manage_tun"]:
+            self.problems.append(
+                f"{path} {fault}, and qemu_bridge_manage_tun is false: set it to true, or open the device to users "
+                "(mode 0666, as the kernel has it) in another way."
+            )
+        ours = any(os.path.exists(rule) for rule in self.paths["tun_rules"].values())
+        return {
+            "fault": fault,
+            "manage": self.request["manage_tun"] and (ours or bool(fault)),
+            "rules": {
+                kind: path for kind, path in self.paths["tun_rules"].items() if os.path.isdir(os.path.dirname(path))
+            },
+        }
+
+    def _missing_programs(self, includes: list[dict[str, Any]]) -> list[str]:
+        missing = []
+        if self.request["bridges"] and not _can_import("pyroute2", self.request["interpreters"]):
+            missing.append("pyroute2")
+        if any(include["setfacl"] for include in includes) and shutil.which("setfacl") is None:
+            missing.append("setfacl")
+        return missing
+
+    def _missing_directories(self, with_includes: bool) -> dict[str, list[str]]:
+        wanted = {
+            "helper": [os.path.dirname(self.paths["launcher"]), self.paths["versions"]],
+            "acl": [os.path.dirname(self.paths["policy"]), *([self.paths["includes"]] if with_includes else [])],
+        }
+        return {phase: [path for path in paths if not os.path.isdir(path)] for phase, paths in wanted.items()}
+
+    # -- what is asked for
+
+    def _judge_bridges(self) -> None:
+        if any(bridge.get("mac") == "stable" for bridge in self.request["bridges"]) and not _has_machine_id():
+            self.problems.append(
+                "qemu_bridge_bridges: `mac: stable` is made from the host's machine id, and /etc/machine-id has none: run "
+                "`systemd-machine-id-setup` (without systemd `dbus-uuidgen --ensure=/etc/machine-id`), or give an address."
+            )
+        names = [str(bridge["name"]) for bridge in self.request["bridges"]]
+        for name in dict.fromkeys(names):
+            fault = name_fault(name) or ("`all` stands for every bridge in the ACL" if name == "all" else "")
+            if fault:
+                self.problems.append(f"qemu_bridge_bridges: `{name}` is no name for a bridge: {fault}.")
+            elif names.count(name) > 1:
+                self.problems.append(f"qemu_bridge_bridges: {name} stands there {names.count(name)} times.")
+            elif os.path.exists(f"/sys/class/net/{name}") and not _is_bridge(name):
+                self.problems.append(
+                    f"qemu_bridge_bridges: the interface {name} exists and is no bridge: give another name."
+                )
+
+    # -- what is installed
+
+    def _library(self, python: dict[str, str]) -> dict[str, Any]:
+        """The version directory that there should be, what is wrong with it, and which others can go."""
+        sources = self.request["sources"]
+        digest = hashlib.sha256(json.dumps([sources, python], sort_keys=True).encode()).hexdigest()[:16]
+        directory = os.path.join(self.paths["versions"], digest)
+        link = self.paths["library"]
+        current = os.readlink(link) if os.path.islink(link) else None
+        if current is None and os.path.lexists(link):
+            self.problems.append(f"{link} is in the way and not the role's: move it elsewhere.")
+        return {
+            "directory": directory,
+            "drift": _tree_drift(directory, version_tree(directory, sources, python), python["tag"]),
+            "linked": current == directory,
+            "stale": self._stale_versions(directory, current),
+        }
+
+    def _stale_versions(self, wanted: str, current: str | None) -> list[str]:
+        """All but the wanted version and the one before it, which may have starts on their way."""
+        try:
+            with os.scandir(self.paths["versions"]) as entries:
+                others = {entry.path: entry.stat().st_mtime for entry in entries if entry.path != wanted}
+        except FileNotFoundError:
+            return []
+        # The link still leads to it if a swap is to come. Without one it is the newest of the others, what an interrupted
+        # `lay` has left aside.
+        previous = current
+        if current == wanted:
+            complete = [path for path in others if not os.path.basename(path).startswith(".")]
+            previous = max(complete, key=others.__getitem__, default=None)
+        return sorted(path for path in others if path != previous)
+
+    def _launcher(self, group: grp.struct_group | None) -> dict[str, Any]:
+        """The launcher for this machine, and what is wrong with the one that is there."""
+        machine = COMPATIBLE.get(os.uname().machine, os.uname().machine)
+        path = self.paths["launcher"]
+        gid, mode = (group.gr_gid, 0o750) if group else (0, 0o755)
+        # The lines of `sha256sum`, one for each machine.
+        lines = re.findall(r"^([0-9a-f]{64}) [ *]qemu-bridge-helper\.(\S+)$", self.request["launchers"], re.M)
+        digests = {name: digest for digest, name in lines}
+        digest = digests.get(machine)
+        if digest is None:
+            self.problems.append(
+                f"The collection has no launcher for {machine}, but for {', '.join(sorted(digests))}: see "
+                "files/launcher/ for how to build one."
+            )
+        drift = []
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            drift.append("missing")
+        else:
+            if not stat.S_ISREG(status.st_mode) or not os.path.islink(self.paths["library"]):
+                self.problems.append(
+                    f"{path} is in the way and not the role's (QEMU built from source installs a helper of its own "
+                    "there): move it elsewhere."
+                )
+            else:
+                if hashlib.sha256(_read(path)).hexdigest() != digest:
+                    drift.append("other content")
+                if (status.st_uid, status.st_gid) != (0, gid):
+                    drift.append(f"of {_user_name(status.st_uid)}:{_group_name(status.st_gid)}")
+                if stat.S_IMODE(status.st_mode) != mode:
+                    drift.append(f"mode {stat.S_IMODE(status.st_mode):04o}")
+                if _attribute(path, "security.capability") != NET_ADMIN_PERMITTED:
+                    drift.append("without cap_net_admin=p")
+        return {
+            "machine": machine,
+            "group": group.gr_name if group else "root",
+            "mode": f"{mode:04o}",
+            "drift": drift,
+        }
+
+    def _policy_is_foreign(self) -> bool:
+        path = self.paths["policy"]
+        if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
+            self.problems.append(f"{path} is not a regular file, and the role would replace it: move it elsewhere.")
+            return False
+        return os.path.exists(path) and not _is_ours(path, self.request["header"])
+
+    def _includes(self, grants: Grants) -> dict[str, Any]:
+        """The included files that there should be, those of them that are wrong, and those that can go."""
+        wanted = (self._include(kind, name, bridges) for (kind, name), bridges in sorted(grants.included.items()))
+        files = [file for file in wanted if file is not None]
+        if len(files) >= MAX_FILES:
+            self.problems.append(
+                f"qemu_bridge_acl grants to {len(files)} users and groups one by one, and the helper reads at most "
+                f"{MAX_FILES - 1} files for them: put users into a group and grant to that."
+            )
+        paths = [file["path"] for file in files]
+        present = _our_includes(self.paths["includes"], self.request["header"])
+        return {
+            "paths": paths,
+            "wrong": [file for file in files if file["drift"]],
+            "stale": [path for path in present if path not in paths],
+        }
+
+    def _include(self, kind: str, name: str, bridges: list[str]) -> dict[str, Any] | None:
+        """One file of rules that only this user, or only members of this group, can read."""
+        entry = None
+        if kind == "group":
+            gid = grp.getgrnam(name).gr_gid
+        else:
+            user = pwd.getpwnam(name)
+            gid = user.pw_gid
+            if not _is_alone(user):
+                entry, gid = posix_acl_of(user.pw_uid), 0
+                directory = _existing(self.paths["includes"])
+                if not _keeps(directory, "system.posix_acl_access"):
+                    self.problems.append(
+                        f"qemu_bridge_acl: a grant to user {name} needs a file that only {name} can read. The primary "
+                        f"group {_group_name(user.pw_gid)} has, or may have, other members, and the file system of "
+                        f"{directory} has no POSIX ACLs: mount it with them, or grant to a group of {name}'s own."
+                    )
+                    return None
+        path = os.path.join(self.paths["includes"], f"{kind}-{urllib.parse.quote(name, safe='')}.conf")
+        content = self.request["header"] + "\n" + "".join(f"allow {bridge}\n" for bridge in bridges)
+        drift = []
+        had = None
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            drift.append("missing")
+        else:
+            if not stat.S_ISREG(status.st_mode):
+                self.problems.append(f"{path} is in the way and not a regular file: move it elsewhere.")
+                return None
+            had = _attribute(path, "system.posix_acl_access")
+            if _read(path) != content.encode():
+                drift.append("other content")
+            if (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) != (0, gid, 0o640):
+                drift.append("other owner, group or mode")
+        if had != entry:
+            drift.append("other access list")
+        setfacl = []
+        if entry is not None:
+            setfacl = ["--set", f"u::rw-,u:{user.pw_uid}:r--,g::---,m::r--,o::---"]
+        elif had is not None:
+            setfacl = ["--remove-all"]
+        return {"path": path, "content": content, "group": gid, "setfacl": setfacl, "drift": drift}
+
+    # -- the proof
+
+    def _verify(self, grants: Grants) -> dict[str, Any] | None:
+        """A user, with groups, and a bridge that the ACL grants to that user, for `verify` to try."""
+        name = self.request["verify_user"]
+        try:
+            uid = pwd.getpwnam(name).pw_uid
+        except KeyError:
+            if self.request["verify"]:
+                self.problems.append(f"qemu_bridge_verify_user: there is no user {name} on this host.")
+            return None
+        if uid == 0:
+            if self.request["verify"]:
+                self.problems.append(f"qemu_bridge_verify_user: {name} is root, for whom nothing is proved.")
+            return None
+        bridges = [str(bridge["name"]) for bridge in self.request["bridges"]]
+        bridges += [bridge for bridge in grants.named if _is_bridge(bridge)]
+        gate = grants.helper_group
+        launcher = [gate.gr_name] if gate else []
+        # The user that was named, as anybody, then as a member of a group of the ACL; then a user of the ACL.
+        candidates: list[tuple[str, str, str, list[str] | None]] = [("everyone", "", name, launcher)]
+        for kind, principal in sorted(grants.included):
+            if kind == "group":
+                candidates.append((kind, principal, name, [*launcher, principal]))
+                continue
+            user = pwd.getpwnam(principal)
+            if user.pw_uid != 0 and (gate is None or gate.gr_gid in os.getgrouplist(principal, user.pw_gid)):
+                candidates.append((kind, principal, principal, None))
+        for kind, principal, asking, groups in candidates:
+            for bridge in bridges:
+                if grants.allows(kind, principal, bridge):
+                    return {"user": asking, "groups": groups, "bridge": bridge}
+        return None
+
+
+class Grants:
+    """What qemu_bridge_acl says, and the users and groups that it names."""
+
+    def __init__(self, request: dict[str, Any], problems: list[str]) -> None:
+        self.problems = problems
+        self.named: list[str] = []
+        self.everyone: list[str] = []
+        self.denied: list[str] = []
+        # ("user" | "group", name) -> the bridges granted to that one, by a file that only they can read.
+        self.included: dict[tuple[str, str], list[str]] = {}
+        self.helper_group: grp.struct_group | None = None
+        if request["helper_group"] and self._exists("group", request["helper_group"], "qemu_bridge_helper_group"):
+            self.helper_group = grp.getgrnam(request["helper_group"])
+        for rule in request["acl"]:
+            self._take(rule)
+
+    def _take(self, rule: dict[str, Any]) -> None:
+        bridge = str(rule["bridge"])
+        fault = name_fault(bridge)
+        if fault:
+            self.problems.append(f"qemu_bridge_acl: `{bridge}` is no name of a bridge: {fault}.")
+            return
+        self.named.append(bridge)
+        restricted = "users" in rule or "groups" in rule
+        if rule["action"] == "deny":
+            if restricted:
+                self.problems.append(
+                    f"qemu_bridge_acl: the deny of {bridge} names users or groups. It would stand in a file that only "
+                    "they can read, and what a caller can't read is passed over: a deny there could be escaped. Deny "
+                    "the bridge to everyone, or leave those users out of what allows it."
+                )
+            self.denied.append(bridge)
+        elif not restricted:
+            self.everyone.append(bridge)
+        elif not rule.get("users") and not rule.get("groups"):
+            self.problems.append(
+                f"qemu_bridge_acl: the allow of {bridge} has no users and groups in its lists and grants nothing: remove "
+                "the rule, or the lists to grant to everyone."
+            )
+        for kind in ("user", "group") if rule["action"] == "allow" else ():
+            for name in map(str, rule.get(f"{kind}s") or []):
+                if self._exists(kind, name, "qemu_bridge_acl"):
+                    granted = self.included.setdefault((kind, name), [])
+                    if bridge not in granted:
+                        granted.append(bridge)
+
+    def _exists(self, kind: str, name: str, variable: str) -> bool:
+        try:
+            pwd.getpwnam(name) if kind == "user" else grp.getgrnam(name)
+        except (KeyError, ValueError):
+            self.problems.append(f"{variable}: there is no {kind} `{name}` on this host.")
+            return False
+        return True
+
+    def allows(self, kind: str, name: str, bridge: str) -> bool:
+        """Whether the ACL grants `bridge` to everyone or, beyond that, to this user or group."""
+        granted = {*self.everyone, *self.included.get((kind, name), [])}
+        return bool({bridge, "all"} & granted) and not {bridge, "all"} & set(self.denied)
+
+
+def _leftovers(request: dict[str, Any]) -> dict[str, Any]:
+    """What the role has left on this host: files and trees in the order to remove them, then directories, bridges."""
+    paths, header = request["paths"], request["header"]
+    restore = os.path.exists(paths["saved_policy"]) and (
+        _is_ours(paths["policy"], header) or not os.path.lexists(paths["policy"])
+    )
+    files = [paths["policy"]] if _is_ours(paths["policy"], header) and not restore else []
+    files += _our_includes(paths["includes"], header)
+    if os.path.islink(paths["library"]):
+        files += [paths["launcher"], paths["staged_launcher"], paths["library"]]
+    files += [paths["versions"], *paths["tun_rules"].values()]
+    files = [path for path in files if os.path.lexists(path)]
+    gone = set(files)
+    directories = []
+    for path in (paths["includes"], os.path.dirname(paths["policy"]), os.path.dirname(paths["launcher"])):
+        if os.path.isdir(path) and all(os.path.join(path, name) in gone for name in os.listdir(path)):
+            directories.append(path)
+            gone.add(path)
+    bridges = [bridge for bridge in request["bridges"] if _is_bridge(str(bridge["name"]))]
+    return {
+        "files": files,
+        "directories": directories,
+        "restore_policy": restore,
+        "bridges": [{"name": str(bridge["name"]), "needed_for": _needed_for(bridge)} for bridge in bridges],
+    }
+
+
+def _needed_for(bridge: dict[str, Any]) -> str:
+    """What hangs on a bridge beside what the role gave it; an empty string for nothing."""
+    name = str(bridge["name"])
+    ports = sorted(os.listdir(f"/sys/class/net/{name}/brif"))
+    given = {str(ipaddress.ip_interface(address).ip) for address in bridge.get("addresses") or []}
+    addresses = sorted(_addresses(name) - given)
+    return " and ".join(
+        f"the {what} {', '.join(names)}" for what, names in (("ports", ports), ("addresses", addresses)) if names
+    )
+
+
+def lay(request: dict[str, Any]) -> None:
+    """Make the version directory as `version_tree` says, or mend it. Must run under the interpreter that it is for.
+
+    A new one comes into being whole, by a rename. One that has to be mended may be in use: its files are replaced one
+    after the other, each by a rename.
+    """
+    os.umask(0o022)
+    directory = request["directory"]
+    tree = version_tree(directory, request["sources"], request["python"])
+    fresh = tempfile.mkdtemp(prefix=".new-", dir=os.path.dirname(directory))
+    try:
+        os.chmod(fresh, 0o755)
+        os.mkdir(os.path.join(fresh, "tapfd"))
+        for name, content in tree.items():
+            path = os.path.join(fresh, name)
+            if name == "python3":
+                os.symlink(content, path)
+                continue
+            with open(path, "xb") as file:
+                file.write(content)
+                os.fsync(file.fileno())
+            if name != STUB:
+                # A checked hash and not the time: an edit that keeps time and size is seen too.
+                py_compile.compile(
+                    path,
+                    dfile=os.path.join(directory, name),
+                    doraise=True,
+                    invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH,
+                )
+        if os.path.isdir(directory) and not os.path.islink(directory):
+            _replace_entries(fresh, directory)
+        else:
+            os.rename(fresh, directory)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _replace_entries(source: str, target: str) -> None:
+    """Make the directory `target` hold what `source` holds and nothing else, moving it over entry by entry."""
+    for name in set(os.listdir(target)) - set(os.listdir(source)):
+        _remove(os.path.join(target, name))
+    for name in os.listdir(source):
+        new, old = os.path.join(source, name), os.path.join(target, name)
+        both = [os.path.isdir(path) and not os.path.islink(path) for path in (new, old)]
+        if all(both):
+            _replace_entries(new, old)
+            continue
+        if any(both) and os.path.lexists(old):
+            _remove(old)
+        os.rename(new, old)
+    os.chown(target, 0, 0)
+    os.chmod(target, 0o755)
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
+def version_tree(directory: str, sources: dict[str, str], python: dict[str, str]) -> dict[str, bytes]:
+    """What the version directory `directory` holds, byte code aside: name -> content, of `python3` where it leads.
+
+    The stub must import from its own version, so its LIBRARY names this directory instead of the link to the newest.
+    """
+    before = 'LIBRARY = "/usr/local/lib/qemu-bridge-helper"\n'
+    if sources[STUB].count(before) != 1:
+        raise ValueError(f"{STUB} has not exactly one line {before!r}")
+    tree = {name: text.encode() for name, text in sources.items()}
+    tree[STUB] = sources[STUB].replace(before, f'LIBRARY = "{directory}"\n').encode()
+    tree["python3"] = os.fsencode(python["path"])
+    return tree
+
+
+def _tree_drift(directory: str, tree: dict[str, bytes], tag: str) -> list[str]:
+    """How the version directory differs from `tree`."""
+    if os.path.islink(directory) or not os.path.isdir(directory):
+        return ["missing"]
+    byte_code = {
+        f"tapfd/__pycache__/{name[len('tapfd/') : -len('.py')]}.{tag}.pyc" for name in tree if name.startswith("tapfd/")
+    }
+    expected = {*tree, *byte_code, "tapfd", "tapfd/__pycache__", ""}
+    drift = []
+    found = {""}
+    for parent, directories, files in os.walk(directory):
+        found |= {os.path.relpath(os.path.join(parent, name), directory) for name in directories + files}
+    for name in sorted(expected | found):
+        if name not in expected:
+            drift.append(f"{name} does not belong there")
+        elif name not in found:
+            drift.append(f"{name} is missing")
+        elif not _is_as_laid(os.path.join(directory, name), tree.get(name), name in ("", "tapfd", "tapfd/__pycache__")):
+            drift.append(f"{name or 'it'} has other content, owner or mode")
+    return drift
+
+
+def _is_as_laid(path: str, content: bytes | None, is_directory: bool) -> bool:
+    """Whether an entry is as `lay` made it; content None is not compared (byte code: the interpreter does)."""
+    status = os.lstat(path)
+    if (status.st_uid, status.st_gid) != (0, 0):
+        return False
+    if stat.S_ISLNK(status.st_mode):
+        return os.path.basename(path) == "python3" and os.fsencode(os.readlink(path)) == content
+    if is_directory:
+        return stat.S_ISDIR(status.st_mode) and stat.S_IMODE(status.st_mode) == 0o755
+    if not stat.S_ISREG(status.st_mode) or stat.S_IMODE(status.st_mode) != 0o644:
+        return False
+    return content is None or _read(path) == content
+
+
+def name_fault(name: str) -> str:
+    """Why this can't be the name of a bridge, or an empty string where it can. The helper's rule, see tapfd/acl.py."""
+    encoded = name.encode("utf-8", "surrogateescape")
+    if not encoded or len(encoded) > MAX_NAME:
+        return f"it has {len(encoded)} bytes, and an interface name has 1 to {MAX_NAME}"
+    if name in (".", ".."):
+        return "it names a directory"
+    if re.search(rb"[\x00-\x20\x7f/:%]", encoded):
+        return "it holds a blank, a control byte, `/`, `:` or `%`"
+    return ""
+
+
+def _is_bridge(name: str) -> bool:
+    return not name_fault(name) and os.path.isdir(f"/sys/class/net/{name}/bridge")
+
+
+def _addresses(interface: str) -> set[str]:
+    """The addresses of an interface, without the link-local ones that the kernel gives, by one dump of rtnetlink(7)."""
+    index = socket.if_nametoindex(interface)
+    addresses: set[str] = set()
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE) as rtnetlink:
+        # struct nlmsghdr and struct ifaddrmsg
+        rtnetlink.send(struct.pack("=IHHII4xI", 24, RTM_GETADDR, NLM_F_REQUEST | NLM_F_DUMP, 1, 0, 0))
+        while True:
+            answer = rtnetlink.recv(1 << 20)
+            while answer:
+                length, kind = struct.unpack_from("=IH", answer)
+                if kind in (NLMSG_DONE, NLMSG_ERROR):
+                    return addresses
+                family, scope, where = struct.unpack_from("=BxxBI", answer, 16)
+                attributes = answer[24:length]
+                while where == index and scope != RT_SCOPE_LINK and attributes:
+                    size, attribute = struct.unpack_from("=HH", attributes)
+                    if attribute == (IFA_LOCAL if family == socket.AF_INET else IFA_ADDRESS):
+                        addresses.add(socket.inet_ntop(family, attributes[4:size]))
+                    attributes = attributes[size + 3 & ~3 :]
+                answer = answer[length + 3 & ~3 :]
+
+
+def posix_acl_of(uid: int) -> bytes:
+    """The access list "its owner reads and writes, `uid` reads, nobody else", as in <linux/posix_acl_xattr.h>."""
+    nobody = 0xFFFFFFFF
+    entries = ((0x01, 6, nobody), (0x02, 4, uid), (0x04, 0, nobody), (0x10, 4, nobody), (0x20, 0, nobody))
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+def _is_alone(user: pwd.struct_passwd) -> bool:
+    """Whether nobody else is in the user's primary group. If the host may know users that it does not list: no."""
+    for line in _read("/etc/nsswitch.conf").decode("utf-8", "replace").splitlines():
+        database, _colon, services = line.partition("#")[0].partition(":")
+        sources = set(re.sub(r"\[[^]]*\]", "", services).split())
+        if database.strip() in ("passwd", "group") and sources - {"files", "systemd"}:
+            return False
+    others = {entry.pw_name for entry in pwd.getpwall() if entry.pw_gid == user.pw_gid and entry.pw_uid != user.pw_uid}
+    for group in grp.getgrall():
+        if group.gr_gid == user.pw_gid:
+            others.update(group.gr_mem)
+    return not others - {user.pw_name}
+
+
+def _can_import(module: str, interpreters: list[str]) -> bool:
+    """Whether this interpreter finds the module, or one of `interpreters` does."""
+    if importlib.util.find_spec(module) is not None:
+        return True
+    command = ["-I", "-c", f"import importlib.util; raise SystemExit(importlib.util.find_spec({module!r}) is None)"]
+    return any(
+        os.access(path, os.X_OK) and subprocess.run([path, *command], capture_output=True, check=False).returncode == 0
+        for path in interpreters
+    )
+
+
+def _kernel_has_tun() -> bool:
+    # Built in or loaded; else a module, which opening the device loads.
+    if b" tun\n" in _read("/proc/misc"):
+        return True
+    modules = os.path.join("/lib/modules", os.uname().release)
+    return any(b"/tun.ko" in _read(os.path.join(modules, name)) for name in ("modules.dep", "modules.builtin"))
+
+
+def _has_machine_id() -> bool:
+    # machine-id(5): 32 hexadecimal digits; images hold nothing or `uninitialized` instead.
+    return re.fullmatch(rb"[0-9a-f]{32}\n?", _read("/etc/machine-id")) is not None
+
+
+def _our_includes(directory: str, header: str) -> list[str]:
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+    paths = [os.path.join(directory, name) for name in names if re.fullmatch(r"(user|group)-.+\.conf", name)]
+    return [path for path in paths if _is_ours(path, header)]
+
+
+def _is_ours(path: str, header: str) -> bool:
+    return os.path.isfile(path) and _read(path).partition(b"\n")[0] == header.encode()
+
+
+def _read(path: str) -> bytes:
+    """The content of a file, empty if there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return b""
+
+
+def _existing(path: str) -> str:
+    """The path itself or the nearest directory above it that exists."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _attribute(path: str, name: str) -> bytes | None:
+    """An extended attribute, None if the file has none of that name."""
+    try:
+        return os.getxattr(path, name)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.ENOTSUP):
+            return None
+        raise
+
+
+def _keeps(path: str, attribute: str) -> bool:
+    """Whether the file system of `path` has extended attributes of this name."""
+    try:
+        os.getxattr(path, attribute)
+    except OSError as error:
+        return error.errno != errno.ENOTSUP
+    return True
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _because(error: OSError) -> str:
+    return f"{error.strerror} ({errno.errorcode.get(error.errno or 0, error.errno)})"
