@@ -21,8 +21,8 @@ description:
     state is read back, and the task fails if the kernel did not take a value.
   - The state lasts until the host is shut down.
 notes:
-  - Some things can't be undone when a later operation fails. A MAC address or an MTU that was set does not follow the
-    ports again, and routes that the kernel dropped when the bridge was taken down do not come back.
+  - Some things can't be undone when a later operation fails. A MAC address or an MTU that was set, even to restore it,
+    does not follow the ports again. Routes that the kernel dropped when the bridge was taken down do not come back.
 requirements:
   - pyroute2 >= 0.5.14 on the host. Where the Python that Ansible uses lacks it, the module runs under the host's own
     Python that has it. Debian, Ubuntu, Fedora and EPEL call the package C(python3-pyroute2).
@@ -99,8 +99,8 @@ options:
     description:
       - The MAC address of the bridge, a unicast address as six pairs of hexadecimal digits. Put it in quotes.
       - An address that is given is pinned. The bridge keeps it whatever ports come and go. Without that, a bridge takes
-        the lowest address of its ports, so that it changes with the guests that start and stop. An address that is
-        the current one by chance gets pinned too.
+        the lowest address of its ports, so that it changes with the guests that start and stop, and zeros when the
+        last port leaves. An address that is the current one by chance gets pinned too.
       - V(stable) is a locally administered address made from the machine id of the host, the name of the bridge and
         O(netns). It is the same after every reboot, and differs between hosts. It needs C(/etc/machine-id).
     type: str
@@ -124,6 +124,7 @@ options:
   addresses:
     description:
       - IPv4 and IPv6 addresses of the bridge with their prefix lengths, such as V(192.0.2.1/24) and V(2001:db8::1/64).
+        One with a peer is written as V(10.0.0.1 peer 10.0.0.2/32).
       - An IPv6 address that the bridge has with another prefix length is removed and added, because the kernel
         can't change the length.
     type: list

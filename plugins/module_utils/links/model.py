@@ -215,8 +215,7 @@ STP_FORWARD_DELAY = (200, 3000)
 class Address:
     """An IP address on a link, with what is needed to put it back as it was.
 
-    `peer` is the other end of a point-to-point address, else equal to `ip`. Two addresses are the same one if their
-    `key` is.
+    `peer` is the other end of a point-to-point address, else empty. Two addresses are the same one if their `key` is.
     """
 
     ip: str
@@ -235,24 +234,29 @@ class Address:
 
     @classmethod
     def parse(cls, value: object, what: str) -> Address:
-        """An address written as `192.0.2.1/24` or `2001:db8::1/64`; raises BadValue.
+        """An address written as `192.0.2.1/24`, `2001:db8::1/64` or `10.0.0.1 peer 10.0.0.2/32`; raises BadValue.
 
         IPv4 addresses get their network's broadcast address, as network managers give them one.
         """
         text = str(value)
+        local, word, far = text.partition(" peer ")
         try:
-            if "/" not in text or "%" in text:
+            if "/" not in (far or local) or "%" in text:
                 raise ValueError
-            interface = ipaddress.ip_interface(text)
+            interface = ipaddress.ip_interface(far or local)
+            ip = ipaddress.ip_address(local) if word else interface.ip
+            if ip.version != interface.version:
+                raise ValueError
         except ValueError:
             raise BadValue(f"{what}: {text!r} is not an address with prefix length such as 192.0.2.1/24.") from None
-        if interface.ip.is_multicast or interface.ip.is_unspecified:
+        if any(each.is_multicast or each.is_unspecified for each in (ip, interface.ip)):
             raise BadValue(f"{what}: {text} is not an address that a link can have.")
         network = interface.network
-        broadcast = ""
-        if interface.version == 4 and network.prefixlen <= 30:  # RFC 3021: a /31 has none
-            broadcast = str(network.broadcast_address)
-        return cls(str(interface.ip), network.prefixlen, broadcast=broadcast)
+        if word:
+            return cls(str(ip), network.prefixlen, peer=str(interface.ip))
+        # RFC 3021: a /31 has no broadcast address.
+        with_broadcast = network.version == 4 and network.prefixlen <= 30
+        return cls(str(ip), network.prefixlen, broadcast=str(network.broadcast_address) if with_broadcast else "")
 
     @property
     def key(self) -> tuple[str, int, str]:

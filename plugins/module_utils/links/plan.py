@@ -186,14 +186,16 @@ class SetMaster(Operation):
 
     def inverse(self, before: Network) -> tuple[Operation, ...]:
         link = before[self.name]
-        return (
-            SetMaster(self.name, link.master),
-            *(
-                Set(self.name, option, link.settings[option.name])
-                for option in PORT_OPTIONS
-                if link.settings.get(option.name) not in (None, option.default)
-            ),
-        )
+        back: list[Operation] = [SetMaster(self.name, link.master)]
+        for option in PORT_OPTIONS:
+            value = link.settings.get(option.name)
+            if value is not None and value != option.default:
+                back.append(Set(self.name, option, value))
+        bridge = before.get(self.master)
+        if bridge and bridge.mac_pinned is False and ADDRESS.name in bridge.settings and not before.ports(self.master):
+            # When its last port leaves, the kernel gives a bridge the address of zeros.
+            back.append(Set(self.master, ADDRESS, bridge.settings[ADDRESS.name]))
+        return tuple(back)
 
 
 @dataclass(frozen=True)
