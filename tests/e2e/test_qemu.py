@@ -1,0 +1,229 @@
+# Copyright: the hostnet.qemu authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What it is all for: an unprivileged user starts QEMU, and is on the bridge."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.install import LAUNCHER, install
+from support.namespaces import Sandbox, ip
+from support.qemu import QEMU, Debian, fetch, initramfs, lay
+
+UID = 60001
+# Seconds: emulated guests on a machine that does other things besides.
+PATIENCE = 120
+HOST = "10.99.0.1"
+GUESTS = ["10.99.0.11", "10.99.0.12"]
+
+# The test reads the console, and the lines with `reached` and `fetched` on it.
+INIT = """\
+#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+for module in /modules/*.ko; do insmod "$module"; done
+for word in $(cat /proc/cmdline); do
+    case $word in
+        address=*) address=${word#*=} ;;
+        reach=*) reach=${word#*=} ;;
+        fetch=*) fetch=${word#*=} ;;
+    esac
+done
+ip link set lo up
+ip address add "$address/24" dev eth0
+ip link set eth0 up
+for peer in $(echo "$reach" | tr , ' '); do
+    until ping -c 1 -W 1 "$peer" >/dev/null; do sleep 0.2; done
+    echo "reached $peer"
+done
+echo "fetched $(wget -q -O - "$fetch" | sha256sum)"
+while :; do sleep 60; done
+"""
+
+
+class Machine:
+    """A QEMU that an unprivileged user has started; what it and its guest say goes to files."""
+
+    def __init__(self, directory: Path, name: str, *arguments: str) -> None:
+        self._console, self._errors = directory / f"{name}.console", directory / f"{name}.stderr"
+        with open(self._console, "wb") as console, open(self._errors, "wb") as errors:
+            self.process = subprocess.Popen(
+                [QEMU, "-nodefaults", "-no-user-config", "-display", "none", *arguments],
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=errors,
+                user=UID,
+                group=UID,
+                extra_groups=[],
+            )
+
+    @property
+    def console(self) -> str:
+        """What the guest has written to its serial port."""
+        return self._console.read_text(errors="replace")
+
+    @property
+    def errors(self) -> str:
+        """What QEMU and the bridge helper have written to stderr."""
+        return self._errors.read_text(errors="replace")
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End QEMU and wait for it."""
+        self.process.send_signal(how)
+        self.process.wait(PATIENCE)
+
+    def holds(self, tap: str) -> bool:
+        """Whether the process has this tap open."""
+        for info in Path(f"/proc/{self.process.pid}/fdinfo").iterdir():
+            # QEMU opens and closes others while we look.
+            with contextlib.suppress(FileNotFoundError):
+                if f"iff:\t{tap}\n" in info.read_text():
+                    return True
+        return False
+
+
+def wait_for(what: str, condition: Callable[[], bool], *machines: Machine) -> None:
+    """Wait until the condition holds; fail with all that is known when it doesn't, or when a machine has ended."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        ended = [machine.process.returncode for machine in machines if machine.process.poll() is not None]
+        if ended or time.monotonic() > deadline:
+            logs = "".join(f"\n--- console\n{machine.console}\n--- stderr\n{machine.errors}" for machine in machines)
+            pytest.fail(f"waited for: {what}; ended with status: {ended}; ports: {ports()}{logs}")
+        time.sleep(0.05)
+
+
+def ports() -> list[dict[str, Any]]:
+    """The ports of br0, as `ip -details` describes them."""
+    return json.loads(ip("-json", "-details", "link", "show", "master", "br0"))  # type: ignore[no-any-return]
+
+
+def others(guest: str) -> list[str]:
+    """Whom a guest is to reach."""
+    return [HOST, *(peer for peer in GUESTS if peer != guest)]
+
+
+@pytest.fixture(scope="session")
+def debian() -> Debian:
+    """QEMU and a guest's kernel; before any sandbox, which has no network."""
+    return fetch()
+
+
+@pytest.fixture
+def machines() -> Iterator[list[Machine]]:
+    """Machines that are to end with the test."""
+    started: list[Machine] = []
+    yield started
+    for machine in started:
+        if machine.process.poll() is None:
+            machine.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def host(debian: Debian, sandbox: Sandbox) -> Sandbox:
+    """A host with the helper, installed, and a bridge br0 that is granted to all; br1 is granted to nobody."""
+    install(sandbox, "allow br0\n")
+    lay(sandbox, debian)
+    ip("link", "add", "br0", "mtu", "1400", "type", "bridge")
+    ip("address", "add", f"{HOST}/24", "dev", "br0")
+    ip("link", "set", "br0", "up")
+    ip("link", "add", "br1", "type", "bridge")
+    return sandbox
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "netdev",
+    [
+        f"bridge,id=hn0,br=br0,helper={LAUNCHER}",
+        f"tap,id=hn0,br=br0,helper={LAUNCHER}",
+        # A helper with blanks goes through a shell, which has its own idea of descriptors and environment.
+        f"tap,id=hn0,helper={LAUNCHER} --br=br0",
+    ],
+)
+def test_a_tap_lives_as_long_as_qemu(host: Sandbox, machines: list[Machine], netdev: str, how: signal.Signals) -> None:
+    """QEMU has a tap on br0 that is up, like its bridge, and takes offloads; it goes with QEMU, however that ends."""
+    machine = Machine(host.scratch, "qemu", "-machine", "none", "-netdev", netdev)
+    machines.append(machine)
+    wait_for("QEMU holding a port of br0", lambda: any(machine.holds(port["ifname"]) for port in ports()), machine)
+
+    (port,) = ports()
+    assert "UP" in port["flags"]
+    assert port["mtu"] == 1400
+    assert port["address"].startswith("fe:")
+    assert port["linkinfo"]["info_kind"] == "tun"
+    expected = {"type": "tap", "pi": False, "vnet_hdr": True, "multi_queue": False, "persist": False}
+    assert expected.items() <= port["linkinfo"]["info_data"].items()
+    status = Path(f"/proc/{machine.process.pid}/status").read_text()
+    assert all(f"Cap{kind}:\t0000000000000000\n" in status for kind in ("Inh", "Prm", "Eff", "Amb"))
+
+    machine.end(how)
+    wait_for("the tap to go", lambda: ports() == [])
+    # Of QEMU alone, which misses the device for its -netdev and mentions a signal that ends it.
+    assert all(line.startswith("qemu-system-x86_64: ") for line in machine.errors.splitlines()), machine.errors
+
+
+def test_a_bridge_that_is_not_granted(host: Sandbox, machines: list[Machine]) -> None:
+    """QEMU ends, after our reason has come before its own; no tap was made."""
+    machine = Machine(host.scratch, "qemu", "-machine", "none", "-netdev", f"bridge,id=hn0,br=br1,helper={LAUNCHER}")
+    machines.append(machine)
+    assert machine.process.wait(PATIENCE) == 1, machine.errors
+    ours, qemus = machine.errors.splitlines()
+    assert "access denied by acl file" in ours
+    assert "`br1'" in ours
+    assert f"uid {UID}" in ours
+    assert qemus.endswith("bridge helper failed")
+    assert not [link for link in os.listdir("/sys/class/net") if link.startswith("tap")]
+
+
+def test_two_guests_reach_each_other_and_the_host(host: Sandbox, debian: Debian, machines: list[Machine]) -> None:
+    """Two Linux guests and their host talk over br0, in small frames and in those that offloads make large."""
+    image = host.scratch / "initramfs"
+    image.write_bytes(initramfs(debian, INIT, ["virtio_pci", "virtio_net"]))
+    files = host.scratch / "files"
+    files.mkdir()
+    content = random.Random(0).randbytes(1 << 20)
+    (files / "content").write_bytes(content)
+    guests: dict[str, Machine] = {}
+    with subprocess.Popen([debian.busybox, "httpd", "-f", "-p", f"{HOST}:80", "-h", files]) as server:
+        try:
+            for number, address in enumerate(GUESTS):
+                words = f"address={address} reach={','.join(others(address))} fetch=http://{HOST}/content"
+                guests[address] = Machine(
+                    host.scratch,
+                    address,
+                    # Never KVM: on machines that are guests themselves it may start and then hang.
+                    *("-accel", "tcg", "-m", "192", "-no-reboot", "-serial", "stdio"),
+                    *("-kernel", str(debian.kernel), "-initrd", str(image)),
+                    *("-append", f"console=ttyS0 quiet panic=-1 {words}"),
+                    *("-netdev", f"bridge,id=hn0,br=br0,helper={LAUNCHER}"),
+                    *("-device", f"virtio-net-pci,netdev=hn0,mac=52:54:00:00:00:{number:02x},romfile="),
+                )
+                machines.append(guests[address])
+            fetched = f"fetched {hashlib.sha256(content).hexdigest()}"
+            wait_for(fetched, lambda: all(fetched in machine.console for machine in machines), *machines)
+            for address, guest in guests.items():
+                reached = [line for line in guest.console.splitlines() if line.startswith("reached ")]
+                assert reached == [f"reached {peer}" for peer in others(address)]
+                subprocess.run([debian.busybox, "ping", "-c", "1", "-W", "10", address], check=True)
+            assert len(ports()) == len(guests)
+            for guest in machines:
+                guest.end()
+            wait_for("the taps to go", lambda: ports() == [])
+        finally:
+            server.terminate()
