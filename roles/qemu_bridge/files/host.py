@@ -352,8 +352,9 @@ class Survey:
     def _judge_bridges(self) -> None:
         if any(bridge.get("mac") == "stable" for bridge in self.request["bridges"]) and not _has_machine_id():
             self.problems.append(
-                "qemu_bridge_bridges: `mac: stable` is made from the host's machine id, and /etc/machine-id has none: run "
-                "`systemd-machine-id-setup` (without systemd `dbus-uuidgen --ensure=/etc/machine-id`), or give an address."
+                "qemu_bridge_bridges: `mac: stable` is made from the host's machine id, and /etc/machine-id has none: "
+                "run `systemd-machine-id-setup` (without systemd `dbus-uuidgen --ensure=/etc/machine-id`), or give an "
+                "address."
             )
         names = [str(bridge["name"]) for bridge in self.request["bridges"]]
         for name in dict.fromkeys(names):
@@ -392,8 +393,8 @@ class Survey:
                 others = {entry.path: entry.stat().st_mtime for entry in entries if entry.path != wanted}
         except FileNotFoundError:
             return []
-        # The link still leads to it if a swap is to come. Without one it is the newest of the others, what an interrupted
-        # `lay` has left aside.
+        # Before a swap the link leads to the previous one, after it that is the newest of the others. A name with a dot
+        # in front is what an interrupted `lay` has left.
         previous = current
         if current == wanted:
             complete = [path for path in others if not os.path.basename(path).startswith(".")]
@@ -580,8 +581,8 @@ class Grants:
             self.everyone.append(bridge)
         elif not rule.get("users") and not rule.get("groups"):
             self.problems.append(
-                f"qemu_bridge_acl: the allow of {bridge} has no users and groups in its lists and grants nothing: remove "
-                "the rule, or the lists to grant to everyone."
+                f"qemu_bridge_acl: the allow of {bridge} has no users and groups in its lists and grants nothing: "
+                "remove the rule, or the lists to grant to everyone."
             )
         for kind in ("user", "group") if rule["action"] == "allow" else ():
             for name in map(str, rule.get(f"{kind}s") or []):

@@ -1,0 +1,112 @@
+# What is done with this checkout; `make help` lists it.
+
+# Make's own /bin/sh and a search path without a version manager's shims, which stand in for a Python and are none.
+export PATH := /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+# Of the caller's settings for Python none is meant for ours. Ansible wants UTF-8, which a bare container does not set.
+unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
+export LC_ALL := C.UTF-8
+# By name, since Ansible ignores an ansible.cfg in a directory that others can write to.
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+
+PYTHON := python3
+PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+# Further arguments of ansible-playbook, pytest or the benchmarks.
+ARGS :=
+
+VENV := .venv
+LINK := .collections/ansible_collections/hostnet/qemu
+# With the version in their names: another Python needs the environment anew.
+SITE := $(VENV)/site-$(PYTHON_VERSION)
+TEST := $(VENV)/test-$(PYTHON_VERSION)
+
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+
+.DELETE_ON_ERROR:
+.PHONY: help site venv collections test unit lint bench launchers clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+site: venv collections ## run site.yml, against this host if ARGS="-i INVENTORY" names no others
+	@ask=; \
+	case ' $(subst ','\'',$(ARGS)) ' in \
+	*' -i'* | *' --inventory'* | *' -K'* | *' --ask-become-pass'* | *' --become-'*) ;; \
+	*)  if [ "$$(id -u)" -ne 0 ]; then \
+	        if ! command -v sudo >/dev/null; then \
+	            echo 'site: this needs root and there is no sudo: run it as root, or with ARGS="--become-method su -K".' >&2; \
+	            exit 1; \
+	        fi; \
+	        sudo -k -n true 2>/dev/null || ask=--ask-become-pass; \
+	    fi ;; \
+	esac; \
+	$(VENV)/bin/ansible-playbook site.yml $$ask $(ARGS)
+
+venv: $(SITE) ## make .venv with what Ansible's side needs
+
+collections: $(LINK) ## make the link by which Ansible finds this checkout as hostnet.qemu
+
+test: $(TEST) collections ## run all tests
+	@$(VENV)/bin/pytest $(ARGS)
+
+unit: $(TEST) collections ## run the tests that take little time
+	@$(VENV)/bin/pytest tests/unit $(ARGS)
+
+lint: $(TEST) collections ## check the style of everything
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/yamllint --strict .
+	$(VENV)/bin/ansible-lint --quiet
+	$(VENV)/bin/antsibull-changelog lint
+
+bench: $(TEST) collections ## measure what the budgets are about
+	@$(VENV)/bin/python -m tests.bench $(ARGS)
+
+launchers: ## build the launcher of every architecture; the same bytes come out on any machine
+	@PYTHON='$(PYTHON)' files/launcher/build
+
+clean: ## remove what make has made
+	rm -rf $(VENV) .collections .cache build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+$(SITE): requirements/site.txt
+	@$(check_python)
+	@echo 'Making $(VENV) with what Ansible needs.'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -r requirements/site.txt
+	@touch "$(VENV)/site-$$($(VENV)/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
+
+$(TEST): requirements/test.txt $(SITE)
+	@echo 'Adding to $(VENV) what the tests need.'
+	@$(PIP) install -r requirements/test.txt
+	@touch $@
+
+$(LINK):
+	@mkdir -p $(@D)
+	@ln -sfn ../../.. $@
+
+# A Python of 3.11 or newer that can make virtual environments; what is missing of it is installed.
+define check_python
+if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+    if ! command -v apt-get >/dev/null; then \
+        echo 'make: $(PYTHON) with the modules venv and ensurepip is needed: install it, or give another by PYTHON=.' >&2; \
+        exit 1; \
+    fi; \
+    sudo=; \
+    if [ "$$(id -u)" -ne 0 ]; then \
+        sudo=sudo; \
+        if ! command -v sudo >/dev/null; then \
+            echo 'make: python3-venv is missing and there is no sudo: as root, apt-get install python3-venv' >&2; \
+            exit 1; \
+        fi; \
+    fi; \
+    echo 'Installing python3-venv.'; \
+    $$sudo apt-get -qq update && \
+    $$sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends python3-venv >/dev/null || \
+        exit 1; \
+fi; \
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+    echo "make: Ansible needs Python 3.11 or newer here, and this is $$($(PYTHON) --version):" \
+        'give another by PYTHON=, or run make on a newer machine with ARGS="-i INVENTORY".' >&2; \
+    exit 1; \
+}
+endef
