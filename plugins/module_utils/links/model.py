@@ -399,6 +399,11 @@ class Bridge:
                 settings[option.name] = option.parse(value, owner)
         ports = arguments.get("ports")
         addresses = arguments.get("addresses")
+        if addresses is not None:
+            addresses = _unique(Address.parse(address, f"addresses of {owner}") for address in addresses)
+            ipv6 = [address.ip for address in addresses if address.ipv6]
+            if len(ipv6) > len(set(ipv6)):
+                raise BadValue(f"addresses of {owner}: an IPv6 address can be there once, with one prefix length.")
         return cls(
             name=name,
             present=arguments.get("state", "present") == "present",
@@ -406,9 +411,7 @@ class Bridge:
             settings=settings,
             ports=None if ports is None else _unique(link_name(port, f"ports of {owner}") for port in ports),
             ports_exact=arguments.get("ports_mode") == "exact",
-            addresses=None
-            if addresses is None
-            else _unique(Address.parse(address, f"addresses of {owner}") for address in addresses),
+            addresses=addresses,
             addresses_exact=arguments.get("addresses_mode") == "exact",
         )
 

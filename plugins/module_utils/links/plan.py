@@ -511,20 +511,25 @@ class _Planner:
 
     def _set_addresses(self, bridge: Bridge) -> None:
         link = self.before.get(bridge.name)
-        before = link.static_addresses if link else []
+        present = link.addresses if link else ()
+        static = {address.key for address in link.static_addresses} if link else set()
         listed = bridge.addresses or ()
         keys = {address.key for address in listed}
-        if bridge.addresses is not None and bridge.addresses_exact:
-            kept = [address for address in before if address.key in keys]
-        else:
-            # The kernel holds an IPv6 address once, with one prefix length.
-            resized = {address.ip for address in listed if address.ipv6}
-            kept = [address for address in before if address.key in keys or address.ip not in resized]
-        spared = {address.key for address in kept}
-        for address in before:
-            if address.key not in spared and _has(self.network[bridge.name], address):
+        exact = bridge.addresses_exact and bridge.addresses is not None
+        # The kernel holds an IPv6 address once, with one prefix length.
+        resized = {address.ip for address in listed if address.ipv6}
+        surplus = [
+            address
+            for address in present
+            if address.key not in keys and (address.ip in resized or (exact and address.key in static))
+        ]
+        for address in surplus:
+            if _has(self.network[bridge.name], address):
                 self._do(RemoveAddress(bridge.name, address))
-        # Kept ones are among them because going down, and removing the first of a subnet, takes others along.
+        # Going down has taken IPv6 addresses along, of which those that are not static come back by themselves, and
+        # removing the first of an IPv4 subnet its others.
+        gone = {address.key for address in surplus}
+        kept = [each for each in present if each.key not in gone and (each.key in static or not each.ipv6)]
         for address in (*kept, *listed):
             if not _has(self.network[bridge.name], address):
                 self._do(AddAddress(bridge.name, address))

@@ -217,6 +217,12 @@ def test_faults_name_the_bridge_and_the_option() -> None:
         parse(mtu=1.5)
 
 
+def test_an_ipv6_address_is_listed_once() -> None:
+    with pytest.raises(BadValue, match="one prefix length"):
+        parse(addresses=["2001:db8::1/64", "2001:db8:0::1/48"])
+    assert parse(addresses=["2001:db8::1/64", "2001:db8:0::1/64", "192.0.2.1/24", "192.0.2.1/16"])
+
+
 def test_every_option_is_an_argument_without_a_default_except_up() -> None:
     spec = bridge_argument_spec()
     for option in (*model.LINK_OPTIONS, *model.BRIDGE_OPTIONS):

@@ -1,0 +1,538 @@
+# Copyright: the hostnet.qemu authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The planner, which is pure: which operations, in which order, what undoes them, what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from ansible_collections.hostnet.qemu.plugins.module_utils.links.model import (
+    ADDRESS,
+    BRIDGE_OPTIONS,
+    FORWARD_DELAY,
+    MAX_PORTS,
+    MTU,
+    PORT_OPTIONS,
+    STP,
+    UP,
+    Address,
+    Bridge,
+    Link,
+    Network,
+    Value,
+)
+from ansible_collections.hostnet.qemu.plugins.module_utils.links.plan import (
+    AddAddress,
+    CreateBridge,
+    DeleteLink,
+    Plan,
+    Refused,
+    RemoveAddress,
+    Set,
+    SetMaster,
+    given,
+    make_plan,
+)
+from hypothesis import assume, settings
+from hypothesis import given as for_all
+from hypothesis import strategies as st
+
+PORT_DEFAULTS: dict[str, Value] = {
+    **{option.name: option.default for option in PORT_OPTIONS if option.default is not None},
+    "cost": 2,
+}
+MAC, OTHER_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
+
+
+def bridge_link(name: str = "br0", *addresses: str, pinned: bool = True, **settings: Value) -> Link:
+    plain: dict[str, Value] = {
+        "up": True,
+        "mtu": 1500,
+        "mac": MAC,
+        "stp": False,
+        "forward_delay": 1500,
+        "ageing_time": 30000,
+    }
+    parsed = tuple(Address.parse(address, "") for address in addresses)
+    return Link(name, "bridge", {**plain, **settings}, mac_pinned=pinned, addresses=parsed)
+
+
+def port_link(name: str, master: str = "", **settings: Value) -> Link:
+    of_port = PORT_DEFAULTS if master else {}
+    return Link(name, "veth", {"up": True, "mtu": 1500, "mac": OTHER_MAC, **of_port, **settings}, master=master)
+
+
+def tap_link(name: str, master: str = "", holder: str = "", persistent: bool = True) -> Link:
+    return replace(port_link(name, master), kind="tun", holder=holder, persistent=persistent)
+
+
+def bridge(name: str = "br0", **arguments: Any) -> Bridge:
+    return Bridge.from_arguments({"name": name, "up": True, **arguments}, lambda: "0" * 32)
+
+
+def operations(*bridges: Bridge, on: list[Link]) -> list[str]:
+    return make_plan(bridges, Network(on)).operations
+
+
+def undo(plan: Plan) -> Network:
+    network = plan.after.copy()
+    for step in reversed(plan.steps):
+        for operation in step.inverse:
+            operation.apply(network)
+    return network
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One rule at a time
+
+
+def test_a_new_bridge_gets_its_options_in_one_message_and_comes_up_last() -> None:
+    desired = bridge(
+        mac=MAC, mtu=1400, stp=True, forward_delay=2.5, ageing_time=60, ports=["eth1"], addresses=["192.0.2.1/24"]
+    )
+    assert operations(desired, on=[port_link("eth1", up=False)]) == [
+        f"ip link add name br0 address {MAC} type bridge stp_state 1 forward_delay 250 ageing_time 6000",
+        "ip link set dev eth1 master br0",
+        "ip link set dev eth1 up",
+        "ip link set dev br0 mtu 1400",
+        "ip address replace 192.0.2.1/24 broadcast 192.0.2.255 dev br0",
+        "ip link set dev br0 up",
+    ]
+
+
+def test_what_is_not_given_is_left_alone() -> None:
+    odd = bridge_link("br0", "192.0.2.1/24", mtu=9000, stp=True, forward_delay=300, ageing_time=0, pinned=False)
+    assert operations(bridge(), on=[odd, port_link("eth1", "br0")]) == []
+
+
+def test_up_is_the_one_default() -> None:
+    assert operations(bridge(), on=[bridge_link(up=False)]) == ["ip link set dev br0 up"]
+    assert operations(bridge(up=None), on=[bridge_link(up=False)]) == []
+    assert operations(bridge(up=False), on=[bridge_link(up=False)]) == []
+
+
+def test_timers_move_while_stp_is_off() -> None:
+    assert operations(bridge(stp=False, forward_delay=0), on=[bridge_link(stp=True)]) == [
+        "ip link set dev br0 type bridge stp_state 0",
+        "ip link set dev br0 type bridge forward_delay 0",
+    ]
+    assert operations(bridge(stp=True, forward_delay=2), on=[bridge_link(forward_delay=0)]) == [
+        "ip link set dev br0 type bridge forward_delay 200",
+        "ip link set dev br0 type bridge stp_state 1",
+    ]
+
+
+def test_timers_within_a_centisecond_are_left() -> None:
+    assert operations(bridge(ageing_time=123.45), on=[bridge_link(ageing_time=12344)]) == []
+    assert len(operations(bridge(ageing_time=123.46), on=[bridge_link(ageing_time=12344)])) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "current"),
+    [
+        ({"stp": True, "forward_delay": 1.99}, {}),
+        ({"stp": True, "forward_delay": 30.01}, {}),
+        ({"stp": True}, {"forward_delay": 0}),
+        ({"forward_delay": 0}, {"stp": True}),
+    ],
+)
+def test_a_forward_delay_that_the_kernel_would_refuse_or_clamp(
+    arguments: dict[str, Any], current: dict[str, Value]
+) -> None:
+    with pytest.raises(Refused, match="2 to 30 s"):
+        operations(bridge(**arguments), on=[bridge_link(**current)])
+    if not current:
+        with pytest.raises(Refused, match="2 to 30 s"):
+            operations(bridge(**arguments), on=[])
+
+
+def test_a_mac_that_is_equal_but_not_pinned_is_set() -> None:
+    desired = bridge(mac=MAC)
+    assert operations(desired, on=[bridge_link(pinned=False)]) == [f"ip link set dev br0 address {MAC}"]
+    assert operations(desired, on=[bridge_link()]) == []
+    # Where sysfs can't be read, a run must not change something each time.
+    assert operations(desired, on=[replace(bridge_link(), mac_pinned=None)]) == []
+    plan = make_plan([desired], Network([bridge_link(pinned=False)]))
+    assert given(desired, plan.before)["mac_pinned"] is False
+    assert given(desired, plan.after)["mac_pinned"] is True
+
+
+def test_an_mtu_is_set_after_ports_that_would_move_it() -> None:
+    small, plain = port_link("small", mtu=1300), port_link("plain")
+    assert (
+        operations(bridge(mtu=1500, ports=["small"]), on=[bridge_link(), small])[-1] == "ip link set dev br0 mtu 1500"
+    )
+    assert operations(bridge(mtu=1500, ports=["small"]), on=[small])[-2:-1] == ["ip link set dev br0 mtu 1500"]
+    assert operations(bridge(mtu=1500, ports=["plain"]), on=[bridge_link(), plain]) == [
+        "ip link set dev plain master br0"
+    ]
+    leaving = [bridge_link(mtu=1300), port_link("small", "br0", mtu=1300)]
+    assert operations(bridge(mtu=1300, ports=[], ports_mode="exact"), on=leaving) == [
+        "ip link set dev small nomaster",
+        "ip link set dev br0 mtu 1300",
+    ]
+
+
+@pytest.mark.parametrize("mtu", [0, 67, 65536, -1])
+def test_an_mtu_out_of_range(mtu: int) -> None:
+    with pytest.raises(Refused, match="68 to 65535 bytes"):
+        operations(bridge(mtu=mtu), on=[])
+    with pytest.raises(Refused, match="68 to 9000 bytes"):
+        operations(bridge(mtu=mtu if mtu < 68 else 9001), on=[replace(bridge_link(), mtu_range=(68, 9000))])
+
+
+def test_an_mtu_too_small_for_the_ipv6_addresses() -> None:
+    with pytest.raises(Refused, match="1280"):
+        operations(bridge(mtu=1279, addresses=["2001:db8::1/64"]), on=[])
+    with pytest.raises(Refused, match="1280"):
+        operations(bridge(mtu=1279), on=[bridge_link("br0", "2001:db8::1/64")])
+    with pytest.raises(Refused, match="1280"):
+        operations(bridge(addresses=["2001:db8::1/64"]), on=[bridge_link(mtu=1279)])
+    assert operations(bridge(mtu=1280), on=[bridge_link("br0", "2001:db8::1/64")])
+
+
+def test_ports_are_appended_or_exact() -> None:
+    links = [bridge_link(), port_link("a", "br0"), port_link("b", "br0"), port_link("c")]
+    assert operations(bridge(ports=["c"]), on=links) == ["ip link set dev c master br0"]
+    assert operations(bridge(ports=["c", "a"], ports_mode="exact"), on=links) == [
+        "ip link set dev c master br0",
+        "ip link set dev b nomaster",
+    ]
+    assert operations(bridge(ports=["a", "b"], ports_mode="exact"), on=links) == []
+
+
+def test_exact_ports_spare_taps_that_a_guest_holds() -> None:
+    links = [
+        bridge_link(),
+        tap_link("guest", "br0", "a tap that ends with its user", persistent=False),
+        tap_link("busy", "br0", "a tap with a carrier"),
+        tap_link("idle", "br0"),
+    ]
+    assert operations(bridge(ports=[], ports_mode="exact"), on=links) == ["ip link set dev idle nomaster"]
+
+
+@pytest.mark.parametrize(
+    ("link", "why"),
+    [
+        (None, "there is no link of that name"),
+        (bridge_link("x"), "it is a bridge"),
+        (replace(port_link("x"), loopback=True), "no Ethernet link"),
+        (replace(port_link("x"), ethernet=False), "no Ethernet link"),
+        (port_link("x", "br1"), "on the bridge br1; .*force: true"),
+        (port_link("x", "bond0"), "it belongs to bond0, which is no bridge"),
+        (port_link("x", "unseen"), "it belongs to unseen"),
+    ],
+)
+def test_a_link_that_can_not_become_a_port(link: Link | None, why: str) -> None:
+    others = [bridge_link("br1"), Link("bond0", "bond")]
+    with pytest.raises(Refused, match=f"^x can't become a port of the bridge br0: .*{why}"):
+        operations(bridge(ports=["x"]), on=[link, *others] if link else others)
+
+
+def test_a_bridge_is_not_its_own_port() -> None:
+    with pytest.raises(Refused, match="the bridge itself"):
+        operations(bridge(ports=["br0"]), on=[])
+
+
+def test_force_moves_a_port_from_another_bridge_only() -> None:
+    links = [bridge_link(), bridge_link("br1"), port_link("x", "br1", isolated=True, cost=7)]
+    plan = make_plan([bridge(ports=["x"], force=True)], Network(links))
+    assert plan.operations == ["ip link set dev x master br0"]
+    # The settings of a port are lost with its place, and come back with it.
+    assert undo(plan) == Network(links)
+    with pytest.raises(Refused, match="take it out of there first"):
+        operations(bridge(ports=["x"], force=True), on=[Link("bond0", "bond"), port_link("x", "bond0")])
+
+
+def test_a_link_is_not_taken_for_two_bridges() -> None:
+    with pytest.raises(Refused, match="port of both br0 and br1"):
+        operations(bridge(ports=["x"]), bridge("br1", ports=["x"]), on=[port_link("x")])
+
+
+def test_ports_beyond_what_a_bridge_holds() -> None:
+    links = [bridge_link(), *(port_link(f"p{number}", "br0") for number in range(MAX_PORTS)), port_link("last")]
+    with pytest.raises(Refused, match="1024 ports"):
+        operations(bridge(ports=["last"]), on=links)
+    assert operations(bridge(ports=["p0"]), on=links) == []
+
+
+def test_going_down_keeps_the_addresses() -> None:
+    link = bridge_link("br0", "192.0.2.1/24", "2001:db8::1/64")
+    assert operations(bridge(up=False), on=[link]) == [
+        "ip link set dev br0 down",
+        "ip address replace 2001:db8::1/64 dev br0",
+    ]
+
+
+def test_addresses_are_appended_or_exact() -> None:
+    link = bridge_link("br0", "192.0.2.1/24", "198.51.100.1/24", "fe80::1/64")
+    link = replace(link, addresses=(*link.addresses, Address("203.0.113.9", 24, dynamic=True)))
+    assert operations(bridge(addresses=["203.0.113.1/32"]), on=[link]) == [
+        "ip address replace 203.0.113.1/32 dev br0",
+    ]
+    assert operations(bridge(addresses=["192.0.2.1/24"], addresses_mode="exact"), on=[link]) == [
+        "ip address delete 198.51.100.1/24 dev br0",
+    ]
+    assert operations(bridge(addresses=["192.0.2.1/24"]), on=[link]) == []
+
+
+def test_a_renewed_address_survives_the_removal_of_the_first_one_of_its_subnet() -> None:
+    link = bridge_link("br0", "192.0.2.1/24")
+    renewed = Address("192.0.2.9", 24, valid=600, preferred=300, dynamic=True)
+    link = replace(link, addresses=(*link.addresses, renewed))
+    plan = make_plan([bridge(addresses=[], addresses_mode="exact")], Network([link]))
+    assert plan.operations == [
+        "ip address delete 192.0.2.1/24 dev br0",
+        "ip address replace 192.0.2.9/24 dev br0 valid_lft 600 preferred_lft 300",
+    ]
+    assert plan.after["br0"].addresses == (renewed,)
+
+
+def test_an_ipv4_address_survives_the_removal_of_the_first_one_of_its_subnet() -> None:
+    link = bridge_link("br0", "192.0.2.1/24", "192.0.2.2/24", "192.0.2.3/24")
+    plan = make_plan([bridge(addresses=["192.0.2.3/24"], addresses_mode="exact")], Network([link]))
+    assert plan.operations == [
+        "ip address delete 192.0.2.1/24 dev br0",
+        "ip address replace 192.0.2.3/24 broadcast 192.0.2.255 dev br0",
+    ]
+    assert undo(plan) == Network([link])
+
+
+def test_an_ipv6_address_changes_its_prefix_length() -> None:
+    link = bridge_link("br0", "2001:db8::1/64", "192.0.2.1/24")
+    assert operations(bridge(addresses=["2001:db8::1/48", "192.0.2.1/16"]), on=[link]) == [
+        "ip address delete 2001:db8::1/64 dev br0",
+        "ip address replace 2001:db8::1/48 dev br0",
+        "ip address replace 192.0.2.1/16 broadcast 192.0.255.255 dev br0",
+    ]
+
+
+def test_an_ipv6_address_changes_its_prefix_length_whoever_gave_it() -> None:
+    link = replace(bridge_link(), addresses=(Address("2001:db8::1", 64, dynamic=True), Address("fe80::1", 10)))
+    assert operations(bridge(addresses=["2001:db8::1/48", "fe80::1/64"]), on=[link]) == [
+        "ip address delete 2001:db8::1/64 dev br0",
+        "ip address delete fe80::1/10 dev br0",
+        "ip address replace 2001:db8::1/48 dev br0",
+        "ip address replace fe80::1/64 dev br0",
+    ]
+
+
+def test_a_link_that_is_no_bridge_is_not_touched() -> None:
+    for state in ("present", "absent"):
+        with pytest.raises(Refused, match="x exists and is no bridge but a link of kind veth"):
+            operations(bridge("x", state=state, force=True), on=[port_link("x")])
+
+
+def test_a_bridge_with_guests_is_removed_by_force_only() -> None:
+    links = [bridge_link(), tap_link("tap0", "br0", "a tap with a carrier"), tap_link("tap1", "br0")]
+    with pytest.raises(Refused, match=r"not removed: tap0 \(a tap with a carrier\)\. .*force: true"):
+        operations(bridge(state="absent"), on=links)
+    assert operations(bridge(state="absent", force=True), on=links) == ["ip link delete dev br0"]
+    assert operations(bridge(state="absent"), on=links[:1]) == ["ip link delete dev br0"]
+    assert operations(bridge(state="absent"), on=[]) == []
+
+
+def test_a_last_port_that_is_undone_gives_the_bridge_its_address_back() -> None:
+    """Fact: a bridge whose last port leaves has the address of zeros, unless it is pinned."""
+    links = [bridge_link(pinned=False), port_link("x")]
+    (step,) = make_plan([bridge(ports=["x"])], Network(links)).steps
+    assert [str(operation) for operation in step.inverse] == [
+        "ip link set dev x nomaster",
+        f"ip link set dev br0 address {MAC}",
+    ]
+
+
+def test_a_listed_link_local_address_is_in_the_diff() -> None:
+    desired = bridge(addresses=["fe80::1/64"])
+    plan = make_plan([desired], Network([bridge_link()]))
+    assert given(desired, plan.before)["addresses"] == []
+    assert given(desired, plan.after)["addresses"] == ["fe80::1/64"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Properties
+
+BRIDGES = ("br0", "br1", "br2")
+PORTS = ("p0", "p1", "p2", "p3", "p4")
+ADDRESSES = (
+    "192.0.2.1/24",
+    "192.0.2.2/24",
+    "192.0.2.3/24",
+    "192.0.2.1/16",
+    "198.51.100.1/32",
+    "2001:db8::1/64",
+    "2001:db8::1/48",
+    "2001:db8::2/64",
+    "fe80::1/64",
+    "10.0.0.1 peer 10.0.0.2/32",
+)
+DELAYS = st.sampled_from([0, 1, 2, 2.5, 15, 30, 31])
+MTUS = st.sampled_from([68, 1279, 1280, 1400, 1500, 9000])
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> Network:
+    links = []
+    for name in draw(st.sets(st.sampled_from(BRIDGES))):
+        stp = draw(st.booleans())
+        delay = draw(st.integers(200, 3000) if stp else st.integers(0, 4000))
+        mtu = draw(MTUS)
+        texts = draw(st.lists(st.sampled_from(ADDRESSES), unique=True))
+        addresses = [Address.parse(text, "") for text in texts]
+        unique = {address.ip if address.ipv6 else str(address.key): address for address in addresses}
+        kept = tuple(address for address in unique.values() if mtu >= 1280 or not address.ipv6)
+        dynamic = draw(st.sets(st.integers(0, len(kept))))
+        link = bridge_link(
+            name,
+            pinned=draw(st.booleans()),
+            up=draw(st.booleans()),
+            mtu=mtu,
+            stp=stp,
+            forward_delay=delay,
+            ageing_time=draw(st.integers(0, 2**32 - 1)),
+        )
+        marked = (replace(address, dynamic=index in dynamic) for index, address in enumerate(kept))
+        # The kernel lists the addresses of one IPv4 subnet by age, like this.
+        links.append(replace(link, addresses=tuple(marked)))
+    masters = ["", *(link.name for link in links)]
+    for name in PORTS:
+        master = draw(st.sampled_from(masters))
+        kind = draw(st.sampled_from(["veth", "idle tap", "held tap", "guest's tap"]))
+        link = port_link(name, master, up=draw(st.booleans()), mtu=draw(MTUS))
+        if master:
+            link = replace(link, settings={**link.settings, "isolated": draw(st.booleans()), "cost": 5})
+        if kind != "veth":
+            holder = "" if kind == "idle tap" else kind
+            link = replace(link, kind="tun", persistent=kind != "guest's tap", holder=holder)
+        links.append(link)
+    return Network(links)
+
+
+@st.composite
+def desires(draw: st.DrawFn) -> list[Bridge]:
+    free = list(PORTS)
+    found = []
+    for name in draw(st.lists(st.sampled_from(BRIDGES), unique=True, min_size=1)):
+        arguments: dict[str, Any] = {
+            "state": draw(st.sampled_from(["present"] * 4 + ["absent"])),
+            "force": draw(st.booleans()),
+            "up": draw(st.sampled_from([True, False, None])),
+            "mtu": draw(st.none() | MTUS),
+            "mac": draw(st.sampled_from([None, MAC, OTHER_MAC, "stable"])),
+            "stp": draw(st.sampled_from([None, False, True])),
+            "forward_delay": draw(st.none() | DELAYS),
+            "ageing_time": draw(st.none() | DELAYS),
+            "ports_mode": draw(st.sampled_from(["append", "exact"])),
+            "addresses_mode": draw(st.sampled_from(["append", "exact"])),
+        }
+        if draw(st.booleans()):
+            arguments["ports"] = draw(st.lists(st.sampled_from(free), unique=True)) if free else []
+            free = [port for port in free if port not in arguments["ports"]]
+        if draw(st.booleans()):
+            texts = draw(st.lists(st.sampled_from(ADDRESSES), unique=True))
+            # One IPv6 address with two prefix lengths can't be had at once.
+            arguments["addresses"] = list(
+                {text.split("/")[0] if ":" in text else text: text for text in texts}.values()
+            )
+        found.append(bridge(name, **arguments))
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@for_all(desires(), networks())
+def test_properties(desired: list[Bridge], network: Network) -> None:
+    """One test for all of them, because making up a network takes longer than planning for it."""
+    before = network.copy()
+    try:
+        plan = make_plan(desired, network)
+    except Refused:
+        assume(False)
+        raise
+    assert network == before
+    a_reached_state_needs_nothing(plan)
+    undoing_restores(plan)
+    what_can_not_be_undone_comes_last(plan)
+    what_is_not_asked_for_stays(plan)
+    the_kernel_would_take_every_operation(plan)
+
+
+def a_reached_state_needs_nothing(plan: Plan) -> None:
+    assert make_plan(plan.bridges, plan.after).operations == []
+
+
+def undoing_restores(plan: Plan) -> None:
+    if any(isinstance(step.operation, DeleteLink) for step in plan.steps):
+        return
+    assert comparable(undo(plan)) == comparable(plan.before)
+
+
+def comparable(network: Network) -> list[Any]:
+    """A network without what no undoing restores, a MAC address that is not pinned, and without idle order.
+
+    The order of addresses says something among those of one IPv4 subnet only: which is the first.
+    """
+    links = []
+    for link in sorted(network, key=lambda link: link.name):
+        subnets: dict[str, list[Address]] = {}
+        for address in link.addresses:
+            subnets.setdefault(str(address.key) if address.ipv6 else address.subnet, []).append(address)
+        links.append((replace(link, mac_pinned=None, addresses=()), subnets))
+    return links
+
+
+def what_can_not_be_undone_comes_last(plan: Plan) -> None:
+    final = [isinstance(step.operation, DeleteLink) for step in plan.steps]
+    assert final == sorted(final)
+
+
+def what_is_not_asked_for_stays(plan: Plan) -> None:
+    wishes = {each.name: each for each in plan.bridges}
+    listed = {port for each in plan.bridges for port in each.ports or ()}
+    for link in plan.before:
+        wish, owner = wishes.get(link.name), wishes.get(link.master)
+        if wish is not None and not wish.present:
+            assert link.name not in plan.after
+        elif wish is not None:
+            after = plan.after[link.name]
+            for option in (UP, MTU, ADDRESS, *BRIDGE_OPTIONS):
+                if option.name not in wish.settings:
+                    assert after.settings[option.name] == link.settings[option.name]
+            if wish.addresses is None:
+                assert {each.key for each in after.static_addresses} == {each.key for each in link.static_addresses}
+            ipv4 = {each.key for each in link.addresses if each.dynamic and not each.ipv6}
+            assert ipv4 <= {each.key for each in after.addresses}
+        elif link.name not in listed and (owner is None or (owner.present and (link.holder or not owner.ports_exact))):
+            assert plan.after[link.name] == link
+
+
+def the_kernel_would_take_every_operation(plan: Plan) -> None:
+    """Each operation, at its time, is one that the kernel neither refuses nor bends."""
+    state = plan.before.copy()
+    for step in plan.steps:
+        operation = step.operation
+        link = state.get(operation.name)
+        if isinstance(operation, CreateBridge):
+            assert link is None
+            created: dict[str, Value] = {STP.name: False, FORWARD_DELAY.name: 1500, **operation.settings}
+            assert not created[STP.name] or 200 <= int(created[FORWARD_DELAY.name]) <= 3000
+        else:
+            assert link is not None
+            if isinstance(operation, SetMaster):
+                assert not operation.master or state[operation.master].is_bridge
+                assert link.master != operation.master
+            elif isinstance(operation, Set):
+                changed = {**link.settings, operation.option.name: operation.value}
+                if operation.option in (STP, FORWARD_DELAY):
+                    assert not changed[STP.name] or 200 <= int(changed[FORWARD_DELAY.name]) <= 3000
+                if operation.option is MTU:
+                    assert 68 <= int(operation.value) <= 65535
+            elif isinstance(operation, AddAddress) and operation.address.ipv6:
+                assert int(link.settings["mtu"]) >= 1280
+                assert operation.address.ip not in {each.ip for each in link.addresses}
+            elif isinstance(operation, RemoveAddress):
+                assert operation.address.key in {each.key for each in link.addresses}
+        operation.apply(state)
+    assert state == plan.after
