@@ -611,8 +611,8 @@ def imagine(bridges: Iterable[Bridge]) -> Network:
 _WAYS_OUT = {
     errno.EPERM: "it needs CAP_NET_ADMIN in the network namespace; run the task with become: true",
     errno.EACCES: "it may be IPv6 that is turned off there; see the sysctl net.ipv6.conf.*.disable_ipv6",
-    errno.EEXIST: "something else made it in the meantime; run the task again",
-    errno.ENODEV: "the link went away in the meantime; run the task again",
+    errno.EEXIST: "something else made it in the meantime; run again",
+    errno.ENODEV: "the link went away in the meantime; run again",
     errno.EBUSY: "something else uses the link; see which program does, and end it there",
     errno.ENOBUFS: "the kernel is short of memory for it",
     errno.EXFULL: "the bridge has all the 1023 ports that it can have",

@@ -264,6 +264,11 @@ class Address:
         return self.ip, self.prefix, self.peer or self.ip
 
     @property
+    def packed(self) -> tuple[bytes, int]:
+        """What addresses are sorted by."""
+        return ipaddress.ip_address(self.ip).packed, self.prefix
+
+    @property
     def ipv6(self) -> bool:
         """Whether it is an IPv6 address."""
         return ":" in self.ip
@@ -458,5 +463,10 @@ def describe(network: Network, name: str) -> dict[str, Any]:
     state["mac_pinned"] = bridge.mac_pinned
     state["ports"] = [port.name for port in ports if port.persistent]
     state["held_ports"] = [port.name for port in ports if port.holder]
-    state["addresses"] = [str(address) for address in bridge.static_addresses]
+    state["addresses"] = write_addresses(bridge.static_addresses)
     return state
+
+
+def write_addresses(addresses: Iterable[Address]) -> list[str]:
+    """Addresses as the administrator would write them, in the order of their numbers, IPv4 first."""
+    return [str(address) for address in sorted(addresses, key=lambda each: (each.ipv6, each.packed))]

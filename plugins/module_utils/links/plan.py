@@ -38,6 +38,7 @@ from .model import (
     Option,
     Value,
     describe,
+    write_addresses,
 )
 
 
@@ -325,7 +326,7 @@ def given(bridge: Bridge, network: Network) -> dict[str, Any]:
             if link is not None:
                 # A listed one counts also where `describe` leaves it out.
                 keys = {address.key for address in (*link.static_addresses, *bridge.addresses)}
-                description["addresses"] = [str(address) for address in link.addresses if address.key in keys]
+                description["addresses"] = write_addresses(each for each in link.addresses if each.key in keys)
     return {name: value for name, value in description.items() if name in shown}
 
 

@@ -252,6 +252,6 @@ def test_description_leaves_out_what_no_task_brings_about() -> None:
     description = describe(network, "br0")
     assert description["ports"] == ["eth1", "tap0"]
     assert description["held_ports"] == ["tap0", "tap1"]
-    assert description["addresses"] == ["192.0.2.1/24", "10.0.0.1 peer 10.0.0.2/32"]
+    assert description["addresses"] == ["10.0.0.1 peer 10.0.0.2/32", "192.0.2.1/24"]
     assert (description["forward_delay"], description["ageing_time"]) == (15.0, None)
     assert describe(network, "br1") == {"name": "br1", "state": "absent"}
