@@ -52,6 +52,7 @@ CASES = {
     "tab": compatible(b"allow\tbr0\n", GRANTED),
     "form feed before the name": compatible(b"allow \fbr0\n", GRANTED),
     "comment": compatible(b"  # allow br9\nallow br0\n", GRANTED),
+    "no line ends at CR": compatible(b"# by hand\rallow br0\n", DENIED),
     "blank lines": compatible(b"\n \t\n\f\r\nallow br0\n\n", GRANTED),
     "15 bytes": compatible(b"allow fifteen-bytes-x\n", GRANTED, b"fifteen-bytes-x"),
     "all": compatible(b"allow all\n", GRANTED),
