@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import multiprocessing
 import os
 import socket
@@ -36,18 +37,18 @@ class User:
             os.setgroups(groups)
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
-            while True:
-                function, arguments = theirs.recv()
+            while (request := theirs.recv()) is not None:
+                function, arguments = request
                 try:
                     answer = True, function(*arguments)
                 except Exception:
                     answer = False, traceback.format_exc()
                 theirs.send(answer)
-        except EOFError:
             os._exit(0)
         except BaseException:
+            # Never back into the code of the parent, whose copy this process is.
             traceback.print_exc()
-        os._exit(1)
+            os._exit(1)
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Run a function as the user and return its result; it and the arguments must be picklable."""
@@ -59,6 +60,8 @@ class User:
 
     def close(self) -> None:
         """End the process, and with it every tap that it took."""
+        with contextlib.suppress(BrokenPipeError):
+            self._connection.send(None)
         self._connection.close()
         os.waitpid(self._child, 0)
 
