@@ -70,7 +70,6 @@ print(json.dumps({
     "name": sys.implementation.name,
     "version": sys.version_info[:3],
     "tag": sys.implementation.cache_tag,
-    "virtual": sys.prefix != sys.base_prefix,
     "path": sys.path,
 }))
 """
@@ -82,10 +81,14 @@ def survey(request: dict[str, Any]) -> dict[str, Any]:
         return {"problems": ["The role has to be root on the host: run it with `become: true`."]}
     if request["state"] == "absent":
         return {"problems": [], "leftovers": _leftovers(request)}
-    found = Survey(request).found()
+    look = Survey(request)
+    found = {}
+    try:
+        found = look.found()
+    except OSError as error:
+        look.problems.append(f"Cannot look at {error.filename or 'the host'}: {_because(error)}.")
     # Names of files may hold bytes that no JSON can.
-    found["problems"] = [text.encode("utf-8", "backslashreplace").decode() for text in found["problems"]]
-    return found
+    return {**found, "problems": [text.encode("utf-8", "backslashreplace").decode() for text in look.problems]}
 
 
 class Survey:
@@ -120,7 +123,6 @@ class Survey:
             "missing_directories": self._missing_directories(bool(includes["paths"])),
             "missing": self._missing_programs(includes["wrong"]),
             "verify": self._verify(grants),
-            "problems": self.problems,
         }
         if python is not None:
             result["library"] = self._library(python)
@@ -262,6 +264,11 @@ class Survey:
                     "whoever starts the helper: give the interpreter that it leads to."
                 )
                 return None
+        # Where Python itself looks for it; with -S, sys.prefix does not tell.
+        home = os.path.dirname(path)
+        if any(os.path.lexists(os.path.join(place, "pyvenv.cfg")) for place in (home, os.path.dirname(home))):
+            self.problems.append(f"{what} belongs to a virtual environment: give the interpreter that it is made from.")
+            return None
         # Before it is run as root, below.
         if not self._is_roots_alone(path):
             return None
@@ -276,17 +283,16 @@ class Survey:
             capture_output=True,
             check=False,
         )
-        if done.returncode != 0:
-            reason = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2] or f"status {done.returncode}"
-            self.problems.append(f"{what} can't run the helper: {reason}. Install the whole standard library.")
+        if done.returncode != 0 or not done.stdout.startswith(b"{"):
+            reason = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2] or "it is no Python"
+            self.problems.append(
+                f"{what} can't run the helper: {reason}. Give a Python with its whole standard library."
+            )
             return None
         answer = json.loads(done.stdout)
         version = ".".join(map(str, answer["version"]))
         if answer["name"] != "cpython" or answer["version"] < [3, 9]:
             self.problems.append(f"{what} is {answer['name']} {version}; the helper needs CPython 3.9 or newer.")
-            return None
-        if answer["virtual"]:
-            self.problems.append(f"{what} belongs to a virtual environment: give the interpreter that it is made from.")
             return None
         judgements = [self._tree_is_roots(entry) for entry in answer["path"]]
         return {"path": path, "version": version, "tag": answer["tag"]} if all(judgements) else None
@@ -326,6 +332,7 @@ class Survey:
         ours = any(os.path.exists(rule) for rule in self.paths["tun_rules"].values())
         return {
             "fault": fault,
+            "missing": not os.path.exists(path),
             "manage": self.request["manage_tun"] and (ours or bool(fault)),
             "rules": {
                 kind: path for kind, path in self.paths["tun_rules"].items() if os.path.isdir(os.path.dirname(path))

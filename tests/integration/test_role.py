@@ -1,0 +1,544 @@
+# Copyright: the hostnet.qemu authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The role qemu_bridge, by real runs of site.yml, and the real helper that it installs."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from support.install import (
+    LAUNCHER,
+    LIBRARY,
+    NET_ADMIN_PERMITTED,
+    POLICY,
+    ROOT,
+    install_launcher,
+    install_library,
+    write_policy,
+)
+from support.namespaces import MS_BIND, MS_NOSUID, MS_REMOUNT, Sandbox, ip, mount, unmount
+from support.playbook import Playbook
+from support.user import HandOver, User, take_tap
+
+VERSIONS = LIBRARY.with_suffix(".d")
+INCLUDES = POLICY.with_suffix(".d")
+TUN_RULES = (Path("/etc/udev/rules.d/99-hostnet-qemu.rules"), Path("/etc/tmpfiles.d/hostnet-qemu.conf"))
+TAPFD = ROOT / "plugins/module_utils/tapfd"
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def host(sandbox: Sandbox) -> Sandbox:
+    """A host that never had the role, on a machine that perhaps did."""
+    sandbox.overlay("/usr/local")
+    sandbox.overlay("/etc")
+    for path in (POLICY.parent, VERSIONS):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (LAUNCHER, LIBRARY, *TUN_RULES):
+        path.unlink(missing_ok=True)
+    Path("/etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n", encoding="ascii")
+    Path("/usr/local/lib").chmod(0o755)
+    return sandbox
+
+
+@pytest.fixture
+def playbook(host: Sandbox) -> Playbook:
+    return Playbook(host)
+
+
+@pytest.fixture
+def nobody() -> Iterator[User]:
+    user = User(NOBODY)
+    yield user
+    user.close()
+
+
+def tree(*roots: str) -> dict[str, tuple[Any, ...]]:
+    """Everything below these directories that an installation could leave or change."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for root in roots:
+        for parent, directories, files in os.walk(root):
+            for name in directories + files:
+                path = Path(parent, name)
+                status = path.lstat()
+                content: str | bytes = b""
+                if stat.S_ISLNK(status.st_mode):
+                    content = os.readlink(path)
+                elif stat.S_ISREG(status.st_mode):
+                    content = path.read_bytes()
+                attributes = {key: os.getxattr(path, key, follow_symlinks=False) for key in own_attributes(path)}
+                found[str(path)] = (status.st_mode, status.st_uid, status.st_gid, content, attributes)
+    return found
+
+
+def own_attributes(path: Path) -> list[str]:
+    return [key for key in os.listxattr(path, follow_symlinks=False) if not key.startswith("trusted.overlay.")]
+
+
+def links() -> list[str]:
+    return sorted(os.listdir("/sys/class/net"))
+
+
+def hand_over(bridge: bytes) -> HandOver:
+    """Take a tap and give it back at once."""
+    answer = take_tap(LAUNCHER, bridge)
+    if answer.tap is not None:
+        os.close(answer.tap)
+    return answer
+
+
+def is_granted(bridge: str) -> bool:
+    """Ask the installed helper what the ACL says about this process; PermissionError where it can't be started."""
+    done = subprocess.run([LAUNCHER, "--check", f"--br={bridge}"], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    return done.returncode == 0
+
+
+def decisions(uid: int, groups: list[int], *bridges: str) -> list[bool]:
+    user = User(uid, groups)
+    try:
+        return [user.call(is_granted, bridge) for bridge in bridges]
+    finally:
+        user.close()
+
+
+def test_a_host_from_nothing_to_a_tap_and_back(host: Sandbox, playbook: Playbook, nobody: User) -> None:
+    host.make_tun(None)
+    before = tree("/usr/local", "/etc"), links()
+
+    # As on a fresh host: neither pyroute2 nor python3-apt, without which Ansible's own module fails in check mode.
+    mount("tmpfs", "/usr/lib/python3/dist-packages", "tmpfs")
+    check = playbook.run({}, "--check", "--diff", interpreter="/usr/bin/python3")
+    unmount("/usr/lib/python3/dist-packages")
+    assert check.status == 0, check.output
+    assert (tree("/usr/local", "/etc"), links()) == before
+    for announced in (
+        "Would install python3-pyroute2.",
+        f"{LAUNCHER}: missing",
+        "+allow br0",
+        "Would make or change br0",
+        "so there is nothing to verify",
+    ):
+        assert announced in check.output
+
+    first = playbook.converge({})
+    assert "nobody got tap0 on br0 (MTU 1500)" in first.output
+    assert nobody.call(hand_over, b"br0").status == 0
+    assert os.getxattr(LAUNCHER, "security.capability") == NET_ADMIN_PERMITTED
+    device = os.stat("/dev/net/tun")
+    assert (stat.filemode(device.st_mode), device.st_rdev) == ("crw-rw-rw-", os.makedev(10, 200))
+    assert any(rule.exists() for rule in TUN_RULES)
+    (version,) = VERSIONS.iterdir()
+    assert LIBRARY.readlink() == version
+    assert f'LIBRARY = "{version}"' in (version / "qemu-bridge-helper.py").read_text()
+    assert {path.name for path in (version / "tapfd").glob("*.py")} == {path.name for path in TAPFD.glob("*.py")}
+    converged = tree("/usr/local", "/etc")
+
+    second = playbook.converge({})
+    assert second.changed == 0, second.output
+
+    # What an administrator, a package or an accident may do.
+    os.removexattr(LAUNCHER, "security.capability")
+    LAUNCHER.chmod(0o4755)
+    helper = version / "tapfd/helper.py"
+    status = helper.stat()
+    helper.write_bytes(b"#" * status.st_size)
+    os.utime(helper, ns=(status.st_atime_ns, status.st_mtime_ns))
+    (version / "tapfd/__init__.py").chmod(0o666)
+    (version / "tapfd/socket.py").touch()
+    shutil.rmtree(version / "tapfd/__pycache__")
+    (version / "python3").unlink()
+    (VERSIONS / ".new-interrupted").mkdir()
+    POLICY.write_text("allow all\n")
+    Path("/dev/net/tun").chmod(0o600)
+    ip("link", "set", "br0", "down")
+    mended = playbook.converge({})
+    assert f"{LAUNCHER}: mode 4755, without cap_net_admin=p" in mended.output
+    assert nobody.call(hand_over, b"br0").status == 0
+    saved = str(POLICY) + ".before-hostnet-qemu"
+    assert tree("/usr/local", "/etc") == converged | {saved: tree("/etc")[saved]}
+    os.unlink(saved)
+
+    # A bridge in use is not taken away, all else is.
+    for bridge in ("used", "own", "port"):
+        ip("link", "add", bridge, "up", "type", "bridge")
+    ip("address", "add", "192.0.2.1/24", "dev", "used")
+    ip("address", "add", "2001:db8::1/64", "dev", "used")
+    ip("address", "add", "2001:db8:1::1/64", "dev", "own")
+    ip("tuntap", "add", "dev", "tap9", "mode", "tap")
+    ip("link", "set", "tap9", "master", "port")
+    bridges = [{"name": "br0"}, {"name": "used"}, {"name": "port"}, {"name": "own", "addresses": ["2001:DB8:1::1/64"]}]
+    gone = playbook.converge({"qemu_bridge_state": "absent", "qemu_bridge_bridges": bridges})
+    assert "used stays, it has the addresses 192.0.2.1, 2001:db8::1." in gone.output
+    assert "port stays, it has the ports tap9." in gone.output
+    assert (tree("/usr/local", "/etc"), links()) == (before[0], sorted([*before[1], "used", "port", "tap9"]))
+
+
+def test_an_upgrade_is_never_in_the_way_of_a_start(host: Sandbox, playbook: Playbook, nobody: User) -> None:
+    host.overlay(str(TAPFD))
+    host.overlay(str(ROOT / "files"))
+    launcher = ROOT / f"files/launcher/bin/qemu-bridge-helper.{os.uname().machine}"
+    sums = launcher.with_name("SHA256SUMS")
+    helper, errors = (TAPFD / "helper.py").read_text(), (TAPFD / "errors.py").read_text()
+    entry = "    stream = 2\n"
+    assert helper.count(entry) == 1
+
+    def release(number: int) -> None:
+        """A collection whose helper fails if its package is that of another release, with another launcher."""
+        mark = f"    from .errors import RELEASE\n    assert RELEASE == {number}\n"
+        (TAPFD / "helper.py").write_text(helper.replace(entry, mark + entry))
+        (TAPFD / "errors.py").write_text(errors + f"\nRELEASE = {number}\n")
+        old = hashlib.sha256(launcher.read_bytes()).hexdigest()
+        with launcher.open("ab") as file:
+            file.write(b"%d" % number)
+        sums.write_text(sums.read_text().replace(old, hashlib.sha256(launcher.read_bytes()).hexdigest()))
+
+    release(1)
+    (VERSIONS / "older").mkdir(parents=True)
+    install_library(VERSIONS / "old")
+    LIBRARY.symlink_to(VERSIONS / "old")
+    install_launcher()
+    write_policy("allow br0\n")
+    ip("link", "add", "br0", "type", "bridge")
+    directories = [LIBRARY.readlink()]
+    for number in (2, 3):
+        release(number)
+        run = playbook.start({})
+        answers = [nobody.call(hand_over, b"br0") for _ in iter(run.poll, 0) if run.returncode is None]
+        done = playbook.finish(run)
+        assert done.status == 0, done.output
+        assert len(answers) > 10
+        assert {(answer.status, answer.stderr) for answer in answers} == {(0, b"")}
+        directories.append(LIBRARY.readlink())
+    assert len(set(directories)) == 3
+    # The previous one stays, for starts that are on their way.
+    assert sorted(VERSIONS.iterdir()) == sorted(directories[1:])
+    assert LAUNCHER.read_bytes().endswith(b"123")
+
+
+def test_grants_to_users_and_groups(host: Sandbox, playbook: Playbook) -> None:
+    assert shutil.which("setfacl"), "this needs the package acl, which `make test` installs"
+    host.add_user("alice", 4001)
+    host.add_user("bob", 4002)
+    host.add_user("carol", 4003, {"bob": 4002, "lab": 4100, "launch": 4200})
+    host.add_user("dave", 4004, {"lab": 4100})
+    POLICY.parent.mkdir()
+    POLICY.write_text("allow virbr0\n")
+    POLICY.chmod(0o640)
+    before = tree("/usr/local", "/etc")
+    bridges = [{"name": "br0"}, {"name": "br1", "mtu": 1400}]
+
+    variables: dict[str, Any] = {
+        "qemu_bridge_bridges": bridges,
+        "qemu_bridge_acl": [
+            {"bridge": "br0", "action": "allow", "users": ["alice"], "groups": ["lab"]},
+            {"bridge": "br0", "action": "allow", "users": ["bob"]},
+            {"bridge": "br1", "action": "allow", "users": ["alice"]},
+            {"bridge": "br2", "action": "allow"},
+            {"bridge": "br2", "action": "deny"},
+        ],
+    }
+    first = playbook.converge(variables)
+    # Nobody by himself is granted nothing: as a member of the group he is.
+    assert "nobody got tap0 on br0" in first.output
+    asked = ("br0", "br1", "br2", "virbr0")
+    alice, bob, carol, dave, eve = (
+        (4001, [4001]),
+        (4002, [4002]),
+        (4003, [4003, 4002]),
+        (4004, [4004, 4100]),
+        (4005, []),
+    )
+    assert decisions(*alice, *asked) == [True, True, False, False]
+    assert decisions(*bob, *asked) == [True, False, False, False]
+    # In bob's primary group, which must not give her what is bob's.
+    assert decisions(*carol, *asked) == [False, False, False, False]
+    assert decisions(*dave, *asked) == [True, False, False, False]
+    assert decisions(*eve, *asked) == [False, False, False, False]
+    files = {path.name: path.stat() for path in INCLUDES.iterdir()}
+    assert {name: (file.st_uid, file.st_gid) for name, file in files.items()} == {
+        "user-alice.conf": (0, 4001),
+        "user-bob.conf": (0, 0),
+        "group-lab.conf": (0, 4100),
+    }
+    again = playbook.converge(variables)
+    assert again.changed == 0, again.output
+
+    variables["qemu_bridge_helper_group"] = "launch"
+    variables["qemu_bridge_acl"] = [
+        {"bridge": "all", "action": "allow", "users": ["carol"]},
+        {"bridge": "br1", "action": "deny"},
+        {"bridge": "br0", "action": "allow", "groups": ["bob"]},
+    ]
+    playbook.converge(variables)
+    assert sorted(path.name for path in INCLUDES.iterdir()) == ["group-bob.conf", "user-carol.conf"]
+    assert (LAUNCHER.stat().st_gid, stat.S_IMODE(LAUNCHER.stat().st_mode)) == (4200, 0o750)
+    assert os.getxattr(LAUNCHER, "security.capability") == NET_ADMIN_PERMITTED
+    assert decisions(4003, [4003, 4200], *asked) == [True, False, True, True]
+    assert decisions(4002, [4002, 4200], *asked) == [True, False, False, False]
+    with pytest.raises(AssertionError, match="PermissionError"):
+        decisions(*alice, "br0")
+
+    playbook.converge({**variables, "qemu_bridge_state": "absent"})
+    assert tree("/usr/local", "/etc") == before
+    assert links() == ["lo"]
+
+
+def test_wrong_variables_are_refused_before_anything_is_changed(host: Sandbox, playbook: Playbook) -> None:
+    host.add_user("alice", 4001)
+    before = tree("/usr/local", "/etc"), links()
+    shape = playbook.run(
+        {
+            "qemu_bridge_state": "there",
+            "qemu_bridge_bridges": [{"nam": "br0"}, {"name": "br1", "mtu": "big"}],
+            "qemu_bridge_acl": [{"bridge": "br0"}, {"bridge": "br0", "action": "permit", "user": ["alice"]}],
+            "qemu_bridge_manage_tun": "perhaps",
+        }
+    )
+    meaning = playbook.run(
+        {
+            "qemu_bridge_bridges": [{"name": name} for name in ("br0", "br0", "all", "sixteen-bytes-xy", "br:0", "lo")],
+            "qemu_bridge_acl": [
+                {"bridge": "br%d", "action": "allow"},
+                {"bridge": "br0", "action": "deny", "users": ["alice"]},
+                {"bridge": "br0", "action": "allow", "users": []},
+                {"bridge": "br0", "action": "allow", "users": ["no-user", 12345678], "groups": ["no group"]},
+            ],
+            "qemu_bridge_helper_group": "no-gate",
+            "qemu_bridge_python": "bin/python3",
+            "qemu_bridge_verify_user": "root",
+        }
+    )
+    assert (tree("/usr/local", "/etc"), links()) == before
+    for run, texts in (
+        (
+            shape,
+            (
+                "value of qemu_bridge_state must be one of",
+                "missing required arguments: name found in qemu_bridge_bridges",
+                "nam. Supported parameters include",
+                "mtu",
+                "missing required arguments: action found in qemu_bridge_acl",
+                "value of action must be one of",
+                "user. Supported parameters include",
+                "qemu_bridge_manage_tun",
+            ),
+        ),
+        (
+            meaning,
+            (
+                "qemu_bridge_bridges: br0 stands there 2 times",
+                "`all` is no name for a bridge",
+                "`sixteen-bytes-xy` is no name for a bridge: it has 16 bytes",
+                "`br:0` is no name for a bridge: it holds",
+                "the interface lo exists and is no bridge",
+                "qemu_bridge_acl: `br%d` is no name of a bridge: it holds",
+                "the deny of br0 names users or groups",
+                "the allow of br0 has no users and groups in its lists",
+                "there is no user `no-user`",
+                "there is no user `12345678`",
+                "there is no group `no group`",
+                "qemu_bridge_helper_group: there is no group `no-gate`",
+                "qemu_bridge_python (bin/python3) is no file",
+                "qemu_bridge_verify_user: root is root",
+            ),
+        ),
+    ):
+        assert run.status != 0
+        assert run.changed == 0
+        joined = " ".join(run.output.split())
+        assert [text for text in texts if text not in joined] == [], run.output
+
+
+# What `survey` finds on a host is tested by itself: a playbook for each would take minutes.
+
+
+@pytest.fixture(scope="module")
+def program() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("host", ROOT / "roles/qemu_bridge/files/host.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def request_of_role() -> dict[str, Any]:
+    """What the role asks `survey` with its defaults."""
+    defaults = yaml.safe_load((ROOT / "roles/qemu_bridge/defaults/main.yml").read_text())
+    variables = yaml.safe_load((ROOT / "roles/qemu_bridge/vars/main.yml").read_text())
+    sources = {f"tapfd/{path.name}": path.read_text() for path in TAPFD.glob("*.py")}
+    return {
+        **{name.removeprefix("qemu_bridge_"): value for name, value in defaults.items()},
+        "header": variables["qemu_bridge__header"],
+        "paths": variables["qemu_bridge__paths"],
+        "interpreters": [],
+        "sources": sources | {"qemu-bridge-helper.py": (ROOT / "files/qemu-bridge-helper.py").read_text()},
+        "launchers": (ROOT / "files/launcher/bin/SHA256SUMS").read_text(),
+    }
+
+
+def no_problem(host: Sandbox, request: dict[str, Any]) -> None:
+    pass
+
+
+def writable_directory(host: Sandbox, request: dict[str, Any]) -> None:
+    os.chown("/usr/local/lib", 0, 50)
+    Path("/usr/local/lib").chmod(0o2775)
+
+
+def foreign_directory(host: Sandbox, request: dict[str, Any]) -> None:
+    POLICY.parent.mkdir()
+    os.chown(POLICY.parent, NOBODY, 0)
+
+
+def closed_directory(host: Sandbox, request: dict[str, Any]) -> None:
+    LAUNCHER.parent.mkdir(exist_ok=True)
+    LAUNCHER.parent.chmod(0o700)
+
+
+def foreign_link(host: Sandbox, request: dict[str, Any]) -> None:
+    POLICY.parent.symlink_to("/etc/elsewhere")
+    os.chown(POLICY.parent, NOBODY, 0, follow_symlinks=False)
+
+
+def circle(host: Sandbox, request: dict[str, Any]) -> None:
+    POLICY.parent.symlink_to("qemu")
+
+
+def environment_file(host: Sandbox, request: dict[str, Any]) -> None:
+    Path("/usr/local/lib/pyvenv.cfg").touch()
+
+
+def shim(host: Sandbox, request: dict[str, Any]) -> None:
+    request["python"] = "/usr/local/bin/python3"
+    Path(request["python"]).write_text('#!/bin/sh\nexec /usr/bin/python3 "$@"\n')
+
+
+def virtual_environment(host: Sandbox, request: dict[str, Any]) -> None:
+    subprocess.run(["/usr/bin/python3", "-m", "venv", "--without-pip", "--copies", "/usr/local/lib/venv"], check=True)
+    request["python"] = "/usr/local/lib/venv/bin/python3"
+
+
+def foreign_interpreter(host: Sandbox, request: dict[str, Any]) -> None:
+    request["python"] = shutil.copy("/usr/bin/python3", "/usr/local/bin/python3")
+    os.chown(request["python"], NOBODY, 0)
+
+
+def no_python(host: Sandbox, request: dict[str, Any]) -> None:
+    request["python"] = "/bin/true"
+
+
+def writable_module(host: Sandbox, request: dict[str, Any]) -> None:
+    library = next(path for path in sys_path_of("/usr/bin/python3") if Path(path, "encodings").is_dir())
+    host.overlay(f"{library}/encodings")
+    Path(library, "encodings/utf_8.py").chmod(0o664)
+
+
+def no_tun(host: Sandbox, request: dict[str, Any]) -> None:
+    host.make_tun(None)
+    request["manage_tun"] = False
+
+
+def closed_tun(host: Sandbox, request: dict[str, Any]) -> None:
+    host.make_tun(0o600)
+    request["manage_tun"] = False
+
+
+def false_tun(host: Sandbox, request: dict[str, Any]) -> None:
+    host.make_tun(None)
+    Path("/dev/net/tun").touch(0o666)
+
+
+def nosuid(host: Sandbox, request: dict[str, Any]) -> None:
+    mount("none", "/usr/local", None, MS_REMOUNT | MS_BIND | MS_NOSUID)
+
+
+def foreign_helper(host: Sandbox, request: dict[str, Any]) -> None:
+    LAUNCHER.parent.mkdir(exist_ok=True)
+    LAUNCHER.touch(0o4755)
+
+
+def library_in_the_way(host: Sandbox, request: dict[str, Any]) -> None:
+    LIBRARY.mkdir()
+
+
+def policy_in_the_way(host: Sandbox, request: dict[str, Any]) -> None:
+    POLICY.parent.mkdir()
+    POLICY.symlink_to("/etc/passwd")
+
+
+def other_machine(host: Sandbox, request: dict[str, Any]) -> None:
+    request["launchers"] = request["launchers"].replace(os.uname().machine, "sparc")
+
+
+def no_machine_id(host: Sandbox, request: dict[str, Any]) -> None:
+    Path("/etc/machine-id").write_text("uninitialized\n")
+
+
+def no_verify_user(host: Sandbox, request: dict[str, Any]) -> None:
+    request["verify_user"] = "no-user"
+
+
+def too_many(host: Sandbox, request: dict[str, Any]) -> None:
+    users = [f"user{number}" for number in range(64)]
+    for number, user in enumerate(users):
+        host.add_user(user, 5000 + number)
+    request["acl"] = [{"bridge": "br0", "action": "allow", "users": users}]
+
+
+def sys_path_of(python: str) -> list[str]:
+    done = subprocess.run([python, "-ISBc", "import sys; print(*sys.path)"], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "texts"),
+    [
+        (no_problem, []),
+        (writable_directory, ["/usr/local/lib is writable by its group", "`chmod go-w /usr/local/lib`"]),
+        (foreign_directory, ["/etc/qemu belongs to nobody", "`chown root /etc/qemu`"]),
+        (closed_directory, ["/usr/local/libexec lets no users through (mode 0700)", "`chmod o+x /usr/local/libexec`"]),
+        (foreign_link, ["/etc/qemu belongs to nobody"]),
+        (circle, ["/etc/qemu leads through symbolic links in a circle"]),
+        (environment_file, ["/usr/local/lib/pyvenv.cfg would send the helper's interpreter to another library"]),
+        (shim, ["qemu_bridge_python (/usr/local/bin/python3) is no ELF program"]),
+        (virtual_environment, ["(/usr/local/lib/venv/bin/python3) belongs to a virtual environment"]),
+        (foreign_interpreter, ["/usr/local/bin/python3 belongs to nobody"]),
+        (no_python, ["(/bin/true, that is /usr/bin/true) can't run the helper: it is no Python"]),
+        (writable_module, ["encodings/utf_8.py is writable by its group"]),
+        (no_tun, ["/dev/net/tun is missing, and qemu_bridge_manage_tun is false"]),
+        (closed_tun, ["/dev/net/tun is closed to users, mode 0600, and qemu_bridge_manage_tun is false"]),
+        (false_tun, ["/dev/net/tun is not the character device 10:200"]),
+        (nosuid, ["is mounted nosuid"]),
+        (foreign_helper, [f"{LAUNCHER} is in the way and not the role's"]),
+        (library_in_the_way, [f"{LIBRARY} is in the way and not the role's"]),
+        (policy_in_the_way, [f"{POLICY} is not a regular file"]),
+        (other_machine, [f"no launcher for {os.uname().machine}"]),
+        (no_machine_id, ["/etc/machine-id has none"]),
+        (no_verify_user, ["qemu_bridge_verify_user: there is no user no-user"]),
+        (too_many, ["grants to 64 users and groups one by one"]),
+    ],
+)
+def test_a_host_is_refused_in_words(
+    host: Sandbox, program: ModuleType, request_of_role: dict[str, Any], prepare: Any, texts: list[str]
+) -> None:
+    prepare(host, request_of_role)
+    before = tree("/usr/local", "/etc")
+    problems = program.survey(request_of_role)["problems"]
+    assert tree("/usr/local", "/etc") == before
+    assert bool(problems) == bool(texts), problems
+    assert [text for text in texts if not any(text in problem for problem in problems)] == [], problems

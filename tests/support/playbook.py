@@ -1,0 +1,77 @@
+# Copyright: the hostnet.qemu authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Real runs of `ansible-playbook site.yml` against the sandbox that the test is in."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+from support.install import ROOT
+from support.namespaces import Sandbox
+
+
+class Run(NamedTuple):
+    """What a playbook came to."""
+
+    status: int
+    changed: int
+    output: str
+
+
+class Playbook:
+    """`site.yml`, from the checkout, with this sandbox as its one host.
+
+    The modules run under the interpreter of the tests, which has pyroute2, so that the role installs no package. The
+    helper gets the host's own interpreter, as everywhere.
+    """
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._directory = sandbox.scratch / "ansible"
+        self._directory.mkdir(mode=0o700)
+
+    def start(
+        self, variables: dict[str, Any], *options: str, interpreter: str = sys.executable
+    ) -> subprocess.Popen[str]:
+        """Start a run with these variables of the role and options of ansible-playbook."""
+        host = {"ansible_connection": "local", "ansible_python_interpreter": interpreter}
+        inventory = self._directory / "inventory.json"
+        inventory.write_text(json.dumps({"all": {"hosts": {"localhost": {**host, **variables}}}}), encoding="utf-8")
+        environment = {
+            "PATH": os.environ["PATH"],
+            "LC_ALL": "C.UTF-8",
+            "HOME": str(self._directory),
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+        }
+        return subprocess.Popen(
+            [sys.executable, "-m", "ansible", "playbook", "-i", inventory, *options, "site.yml"],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, variables: dict[str, Any], *options: str, interpreter: str = sys.executable) -> Run:
+        """Do a whole run; its failure is for the test to judge."""
+        return self.finish(self.start(variables, *options, interpreter=interpreter))
+
+    def finish(self, process: subprocess.Popen[str]) -> Run:
+        """Wait for a run that was started."""
+        output, _ = process.communicate()
+        recap = re.search(r"^localhost +:.* changed=(\d+) ", output, re.MULTILINE)
+        assert recap, f"the playbook did not run:\n{output}"
+        return Run(process.returncode, int(recap[1]), output)
+
+    def converge(self, variables: dict[str, Any], *options: str) -> Run:
+        """A run that must not fail."""
+        run = self.run(variables, *options)
+        assert run.status == 0, run.output
+        return run
