@@ -17,7 +17,7 @@ import shlex
 import socket
 import struct
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,29 @@ try:
     # It has neither stubs nor annotations.
     import pyroute2  # type: ignore[import-untyped]
     from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg  # type: ignore[import-untyped]
-    from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg  # type: ignore[import-untyped]
+    from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg, protinfo_bridge  # type: ignore[import-untyped]
 except ImportError as missing:
     _import_error: ImportError | None = missing
 else:
     _import_error = None
+
+    # Older releases don't know the later attributes. As far as they go they number them like the kernel's headers, so
+    # what may be missing is appended here, before the codecs are used. "none" is one that nothing here asks for.
+    # <linux/if_addr.h>, after IFA_FLAGS
+    ifaddrmsg.nla_map = (*ifaddrmsg.nla_map[:9], ("IFA_RT_PRIORITY", "uint32"))
+    # <linux/if_link.h>, after IFLA_BRPORT_BCAST_FLOOD
+    protinfo_bridge.nla_map = (
+        *protinfo_bridge.nla_map[:31],
+        ("IFLA_BRPORT_GROUP_FWD_MASK", "none"),
+        ("IFLA_BRPORT_NEIGH_SUPPRESS", "uint8"),
+        ("IFLA_BRPORT_ISOLATED", "uint8"),
+        ("IFLA_BRPORT_BACKUP_PORT", "none"),
+        ("IFLA_BRPORT_MRP_RING_OPEN", "none"),
+        ("IFLA_BRPORT_MRP_IN_OPEN", "none"),
+        ("IFLA_BRPORT_MCAST_EHT_HOSTS_LIMIT", "none"),
+        ("IFLA_BRPORT_MCAST_EHT_HOSTS_CNT", "none"),
+        ("IFLA_BRPORT_LOCKED", "uint8"),
+    )
 
 MIN_PYROUTE2 = (0, 5, 14)
 
@@ -95,6 +113,8 @@ IFF_UP = 0x1
 IFF_LOOPBACK = 0x8
 # <linux/if_arp.h>
 ARPHRD_ETHER = 1
+# <linux/if_link.h>
+_TUN_ATTRIBUTES = {6: "IFLA_TUN_PERSIST", 8: "IFLA_TUN_NUM_QUEUES", 9: "IFLA_TUN_NUM_DISABLED_QUEUES"}
 # <linux/if_addr.h>
 IFA_F_PERMANENT = 0x80
 # NODAD, OPTIMISTIC, HOMEADDRESS, MANAGETEMPADDR, NOPREFIXROUTE, MCAUTOJOIN: what an address can be added with
@@ -248,15 +268,21 @@ def _kernel_words(error: bytes, flags: int) -> str:
     if not flags & NLM_F_ACK_TLVS:
         return ""
     # struct nlmsgerr: the errno, the header of the request; with NETLINK_CAP_ACK nothing else of it
-    offset = _HEADER.size + _ERRNO.size + _HEADER.size
-    while offset + _ATTRIBUTE.size <= len(error):
-        length, kind = _ATTRIBUTE.unpack_from(error, offset)
+    for kind, payload in _attributes(error[_HEADER.size + _ERRNO.size + _HEADER.size :]):
+        if kind == NLMSGERR_ATTR_MSG:
+            return payload.rstrip(b"\0").decode("utf-8", "replace")
+    return ""
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The attributes (struct rtattr) that `data` is made of."""
+    offset = 0
+    while offset + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
         if length < _ATTRIBUTE.size:
             break
-        if kind == NLMSGERR_ATTR_MSG:
-            return error[offset + _ATTRIBUTE.size : offset + length].rstrip(b"\0").decode("utf-8", "replace")
+        yield kind, data[offset + _ATTRIBUTE.size : offset + length]
         offset += length + 3 & ~3
-    return ""
 
 
 def _link_message(index: int, *attributes: tuple[str, Any]) -> Any:
@@ -308,12 +334,25 @@ def _values(options: Iterable[Option], attributes: Any) -> dict[str, Value]:
     }
 
 
-def _holder(info: Any, carrier: bool) -> str:
-    """How a guest holds the tap that `info` (IFLA_INFO_DATA) is about; empty if none does."""
-    if not info.get_attr("IFLA_TUN_PERSIST"):
+def _tun_values(information: Any) -> dict[str, int]:
+    """The attributes of a tap, IFLA_INFO_DATA of kind `tun`, by the names in _TUN_ATTRIBUTES."""
+    data = information.get_attr("IFLA_INFO_DATA")
+    if not isinstance(data, str):
+        return {name: data.get_attr(name) or 0 for name in _TUN_ATTRIBUTES.values()}
+    # pyroute2 0.5 has no codec for them and gives the hexadecimal digits.
+    values = dict.fromkeys(_TUN_ATTRIBUTES.values(), 0)
+    for kind, payload in _attributes(bytes.fromhex(data.replace(":", ""))):
+        if kind in _TUN_ATTRIBUTES:
+            values[_TUN_ATTRIBUTES[kind]] = int.from_bytes(payload, sys.byteorder)
+    return values
+
+
+def _holder(tun: Mapping[str, int], carrier: bool) -> str:
+    """How a guest holds a tap; empty if none does."""
+    if not tun["IFLA_TUN_PERSIST"]:
         return "a tap that ends with its user"
     # The kernel counts the queues of a multi_queue tap only.
-    if info.get_attr("IFLA_TUN_NUM_QUEUES") or info.get_attr("IFLA_TUN_NUM_DISABLED_QUEUES"):
+    if tun["IFLA_TUN_NUM_QUEUES"] or tun["IFLA_TUN_NUM_DISABLED_QUEUES"]:
         return "a tap with a queue in use"
     return "a tap with a carrier" if carrier else ""
 
@@ -466,8 +505,8 @@ class Kernel:
         if is_bridge:
             settings.update(_values(BRIDGE_OPTIONS, information.get_attr("IFLA_INFO_DATA")))
         elif kind == "tun":
-            tun = information.get_attr("IFLA_INFO_DATA")
-            persistent = bool(tun.get_attr("IFLA_TUN_PERSIST"))
+            tun = _tun_values(information)
+            persistent = bool(tun["IFLA_TUN_PERSIST"])
             holder = _holder(tun, bool(message.get_attr("IFLA_CARRIER")))
         if information and information.get_attr("IFLA_INFO_SLAVE_KIND") == "bridge":
             settings.update(_values(PORT_OPTIONS, information.get_attr("IFLA_INFO_SLAVE_DATA")))

@@ -29,7 +29,23 @@ from hypothesis import strategies as st
 from support.namespaces import Sandbox, ip, mount
 
 MAC = "02:00:00:00:00:01"
-PORT_SETTINGS = ("state", "priority", "cost", "hairpin", "isolated", "learning", "flood", "mcast_flood")
+PORT_SETTINGS = (
+    "state",
+    "priority",
+    "cost",
+    "hairpin",
+    "guard",
+    "root_block",
+    "fastleave",
+    "learning",
+    "flood",
+    "mcast_flood",
+    "mcast_to_unicast",
+    "bcast_flood",
+    "neigh_suppress",
+    "isolated",
+    "locked",
+)
 
 # <linux/capability.h>
 CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
@@ -66,7 +82,7 @@ def snapshot() -> dict[str, Any]:
             "port": {key: info.get("info_slave_data", {}).get(key) for key in PORT_SETTINGS},
         }
     for link in json.loads(ip("-j", "address", "show")):
-        kept = ("family", "local", "prefixlen", "broadcast", "secondary", "valid_life_time", "label", "metric")
+        kept = ("family", "local", "prefixlen", "broadcast", "secondary", "dynamic", "label", "metric")
         addresses = [
             {key: address.get(key) for key in kept} for address in link["addr_info"] if address["scope"] != "link"
         ]
@@ -216,9 +232,9 @@ link add br1 type bridge
 link set p1 master br0
 link set p2 master br0
 link set p3 master br1
-link set p1 type bridge_slave cost 7 isolated on
-link set p2 type bridge_slave hairpin on learning off priority 3
-link set p3 type bridge_slave cost 9 flood off
+link set p1 type bridge_slave cost 7 isolated on locked on neigh_suppress on guard on
+link set p2 type bridge_slave hairpin on learning off priority 3 mcast_to_unicast on fastleave on
+link set p3 type bridge_slave cost 9 flood off mcast_flood off bcast_flood off root_block on
 link set br0 up
 link set p1 up
 address add 192.0.2.1/24 broadcast + dev br0
