@@ -110,6 +110,24 @@ def test_a_helper_that_is_not_there_is_a_refusal(sandbox: Sandbox) -> None:
     assert "ENOENT" in result["reason"]
 
 
+# A tap as the kernel makes it, on no bridge and down.
+BARE_TAP = """
+import array, fcntl, struct
+tun = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22x", b"bare", 0x1002))  # TUNSETIFF, IFF_TAP | IFF_NO_PI
+rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [tun]))
+socket.socket(fileno=fd).sendmsg([b"\\0"], [rights])
+"""
+
+
+def test_reports_what_a_tap_lacks(helper: HelperMaker) -> None:
+    before = links()
+    result = ask(helper=helper(BARE_TAP), user="root")
+    expected = {"granted": True, "name": "bare", "flags": PLAIN, "mtu": 1500, "master": None, "up": False}
+    assert {key: result[key] for key in expected} == expected
+    assert links() == before
+
+
 WHO = "print(os.getresuid(), os.getresgid(), sorted(os.getgroups()), os.getcwd(), file=sys.stderr); sys.exit(1)"
 
 
@@ -209,6 +227,8 @@ def test_a_user_who_kills_the_asking_process_gets_a_failure(helper: HelperMaker)
         ({"user": "no-such-user"}, "user: there is no user 'no-such-user' on this host."),
         ({"user": "4294967296"}, "user: there is no user '4294967296'"),
         ({"user": "-1"}, "user: there is no user '-1'"),
+        ({"user": " 65534"}, "user: there is no user ' 65534'"),
+        ({"groups": ["+1"]}, "groups: there is no group '+1'"),
         ({"user": ""}, "user: there is no user ''"),
         ({"groups": ["no-such-group"]}, "groups: there is no group 'no-such-group' on this host."),
         ({"groups": ["a\0b"]}, "groups: there is no group 'a\\x00b'"),

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,17 @@ from support.modules import run_module
 from support.namespaces import MS_BIND, MS_NOSUID, MS_RDONLY, MS_REMOUNT, Sandbox, mount
 from support.user import User
 
-XATTR = "security.capability"
 NOBODY = 65534
+# Numbers of setxattr(2), <asm/unistd.h>.
+SYS_SETXATTR = {"x86_64": 188, "aarch64": 5}
+# <linux/prctl.h>, <linux/seccomp.h>, <linux/filter.h>
+PR_SET_SECCOMP = 22
+SECCOMP_MODE_FILTER = 2
+SECCOMP_RET_ALLOW = 0x7FFF0000
+SECCOMP_RET_ERRNO = 0x00050000
+BPF_LD_W_ABS = 0x20
+BPF_JMP_JEQ_K = 0x15
+BPF_RET_K = 0x06
 
 
 def run(path: Path, capabilities: str | None = None, *, check: bool = False, **options: Any) -> dict[str, Any]:
@@ -265,3 +277,34 @@ def test_warns_where_the_kernel_ignores_what_it_sets(file: Path, sandbox: Sandbo
     assert result["changed"] is False
     assert "mounted nosuid" in str(result["warnings"])
     assert "warnings" not in run(file, "=")
+
+
+def test_sees_that_a_kernel_which_says_yes_has_stored_nothing(file: Path) -> None:
+    setcap("cap_net_raw=p", file)
+
+    def main() -> None:
+        swallow_setxattr()
+        file_capabilities.main()
+
+    result = run_module(main, {"path": str(file), "capabilities": "cap_net_admin=p"})
+    assert result["failed"] is True
+    assert "took the capabilities 'cap_net_admin=p'" in result["msg"]
+    assert "reads back 'cap_net_raw=p'" in result["msg"]
+
+
+def swallow_setxattr() -> None:
+    """From now on setxattr(2) of this process does nothing and succeeds: seccomp answers it with errno 0."""
+    program = b"".join(
+        struct.pack("=HBBI", *instruction)
+        for instruction in (
+            (BPF_LD_W_ABS, 0, 0, 0),  # seccomp_data.nr
+            (BPF_JMP_JEQ_K, 0, 1, SYS_SETXATTR[platform.machine()]),
+            (BPF_RET_K, 0, 0, SECCOMP_RET_ERRNO),
+            (BPF_RET_K, 0, 0, SECCOMP_RET_ALLOW),
+        )
+    )
+    code = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))  # struct sock_fprog
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, header, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_SECCOMP)")
