@@ -413,20 +413,22 @@ def test_what_ours_grants_qemus_grants(user: User, sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("command", [b"allow", b"deny"])
 def test_one_stray_byte_in_every_place(user: User, sandbox: Sandbox, command: bytes) -> None:
-    """The law again, on the nearest neighbours of a good line."""
+    """The law again, on the nearest neighbours of a good line, and of the beginnings of one."""
     sandbox.make_tun(None)
-    opening = b"" if command == b"allow" else b"allow all\n"
-    seen: Counter[tuple[bool, bool]] = Counter()
-    for separator in (b" ", b"\t"):
-        words = [command, separator, b"br0"]
-        for place in range(4):
-            for stray in (*HOSTILE_BYTES, b" # and", b" br1"):
+    lines = set()
+    for words in ([command, b" ", b"br0"], [command, b"\t", b"br0"], [command, b" "], [command]):
+        for place in range(len(words) + 1):
+            for stray in (b"", *HOSTILE_BYTES, b" # and", b" br1"):
                 line = b"".join([*words[:place], stray, *words[place:]])
-                for end in (b"", b" ", b"\n"):
-                    Policy({POLICY.name: File(opening + line + end)}).write()
-                    ((ours, theirs),) = user.call(ask, [b"br0"])
-                    assert theirs.granted or not ours.granted, (line, ours, theirs)
-                    seen[ours.granted, theirs.granted] += 1
+                lines.update(line + end for end in (b"", b" ", b"\n"))
+    seen: Counter[tuple[bool, bool]] = Counter()
+    for line in sorted(lines):
+        # A line of its own, and one after a grant that it may only take away.
+        for opening in (b"", b"allow all\n"):
+            Policy({POLICY.name: File(opening + line)}).write()
+            ((ours, theirs),) = user.call(ask, [b"br0"])
+            assert theirs.granted or not ours.granted, (opening + line, ours, theirs)
+            seen[ours.granted, theirs.granted] += 1
     assert min(seen[True, True], seen[False, False]) > 20, seen
 
 
