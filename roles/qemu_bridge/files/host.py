@@ -252,9 +252,9 @@ class Survey:
     def _python(self) -> dict[str, str] | None:
         """The interpreter that shall run the helper; None if it can't, which then is among the problems."""
         configured = self.request["python"]
-        path = os.path.realpath(configured)
+        path = os.path.realpath(configured) if configured.startswith("/") else configured
         what = f"qemu_bridge_python ({configured}{', that is ' + path if path != configured else ''})"
-        if not configured.startswith("/") or not os.path.isfile(path):
+        if not path.startswith("/") or not os.path.isfile(path):
             self.problems.append(f"{what} is no file: give the absolute path of a Python 3.9 or newer.")
             return None
         with open(path, "rb") as file:
