@@ -18,7 +18,7 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,10 +39,11 @@ MEMORY_BUDGET = 12.0  # MiB
 
 
 class Sample(NamedTuple):
-    """One hand-over, and how long the close of its tap took, in seconds."""
+    """What one thing took once, in seconds."""
 
-    hand_over: float
-    close: float
+    elapsed: float
+    processor: float
+    """Processor time, which other work on the machine hardly touches."""
 
 
 def ports() -> list[str]:
@@ -50,33 +51,34 @@ def ports() -> list[str]:
     return os.listdir(f"/sys/class/net/{BRIDGE.decode()}/brif")
 
 
-def hand_over(helper: Path) -> Sample:
-    """From before the helper's start until its tap is here and the helper reaped."""
+def hand_over(helper: Path) -> tuple[Sample, Sample]:
+    """From before the helper's start until its tap is here and the helper reaped; and the close of that tap."""
     attempt = take_tap(helper, BRIDGE)
     if attempt.tap is None or attempt.status != 0:
         raise RuntimeError(f"{helper} handed nothing over: {attempt}")
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), time.process_time()
     os.close(attempt.tap)
-    return Sample(attempt.seconds, time.perf_counter() - began)
+    close = Sample(time.perf_counter() - began, time.process_time() - spent)
+    return Sample(attempt.seconds, attempt.processor), close
 
 
-def bare_interpreter() -> float:
+def bare_interpreter() -> Sample:
     """Start of the interpreter that runs the helper, with nothing to do, until it is reaped."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         began = time.perf_counter()
         child = start([PYTHON, "-I", "-S", "-B", "-c", "pass"], theirs, 2)
-        os.waitpid(child, 0)
-        return time.perf_counter() - began
+        _pid, _status, usage = os.wait4(child, 0)
+        return Sample(time.perf_counter() - began, usage.ru_utime + usage.ru_stime)
 
 
-def kernel_work() -> float:
+def kernel_work() -> Sample:
     """What the kernel does for one hand-over: the helper's own calls, one after the other in a running interpreter.
 
     From the look at the bridge to the tap that is up and on it. Not in it is closing the tap, for which the kernel
     waits until no processor can still be looking at it (RCU): that time comes later, when QEMU ends.
     """
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), time.process_time()
     rtnetlink = attach.Rtnetlink()
     bridge = rtnetlink.link(BRIDGE)
     tap = tuntap.open_tun()
@@ -84,10 +86,10 @@ def kernel_work() -> float:
     index = rtnetlink.index_of(tap)
     rtnetlink.prepare(index, b"\xfe" + os.urandom(5), bridge.mtu)
     rtnetlink.enslave(index, bridge.index)
-    elapsed = time.perf_counter() - began
+    work = Sample(time.perf_counter() - began, time.process_time() - spent)
     rtnetlink.close()
     os.close(tap)
-    return elapsed
+    return work
 
 
 def peak_memory(helper: Path) -> float:
@@ -156,42 +158,43 @@ def at_once(helper: Path, number: int) -> Crowd:
 
 def report(user: User, rounds: int, crowd: int) -> bool:
     """Measure and print; return whether none of our hand-overs was lost."""
-    ours: list[Sample] = []
-    theirs: list[Sample] = []
-    bare: list[float] = []
-    kernel: list[float] = []
-    contenders: list[Callable[[], None]] = [
-        lambda: ours.append(user.call(hand_over, LAUNCHER)),
-        lambda: theirs.append(user.call(hand_over, BRIDGE_HELPER)),
-        lambda: bare.append(user.call(bare_interpreter)),
-        lambda: kernel.append(kernel_work()),
-    ]
-    for warm_up in contenders:
+    contenders: dict[str, Callable[[], tuple[Sample, ...]]] = {
+        "hand-over by hostnet.qemu": lambda: user.call(hand_over, LAUNCHER),
+        "hand-over by the distribution's C helper": lambda: user.call(hand_over, BRIDGE_HELPER),
+        "bare interpreter, -I -S -B -c pass": lambda: (user.call(bare_interpreter),),
+        "the kernel's own work for one tap": lambda: (kernel_work(),),
+    }
+    for warm_up in contenders.values():
         warm_up()
-    for samples in (ours, theirs, bare, kernel):
-        samples.clear()
+    samples: dict[str, list[Sample]] = {what: [] for what in contenders}
+    closes: list[Sample] = []
     for turn in range(rounds):
         # Each goes first as often as last.
         for place in range(len(contenders)):
-            contenders[(turn + place) % len(contenders)]()
+            what = list(contenders)[(turn + place) % len(contenders)]
+            sample, *close = contenders[what]()
+            samples[what].append(sample)
+            closes += close
 
     load = " ".join(f"{average:.1f}" for average in os.getloadavg())
     print(f"Linux {platform.release()} {platform.machine()}, {os.cpu_count()} processors, load {load}, {PYTHON}")
     print(f"{rounds} rounds with all of these in each; milliseconds\n")
-    print(f"{'':<44}{'median':>9}{'p90':>9}")
-    for what, seconds in (
-        ("hand-over by hostnet.qemu", [sample.hand_over for sample in ours]),
-        ("hand-over by the distribution's C helper", [sample.hand_over for sample in theirs]),
-        ("bare interpreter, -I -S -B -c pass", bare),
-        ("the kernel's own work for one tap", kernel),
-        ("closing the tap, in none of the above", [sample.close for sample in ours]),
-    ):
-        tenth = statistics.quantiles(seconds, n=10)[-1]
-        print(f"{what:<44}{statistics.median(seconds) * 1e3:9.2f}{tenth * 1e3:9.2f}")
+    print(f"{'':<44}{'elapsed':>18}{'processor':>18}")
+    print(f"{'':<44}{'median':>9}{'p90':>9}{'median':>9}{'p90':>9}")
+    for what, taken in {**samples, "closing the tap, in none of the above": closes}.items():
+        columns = [f"{statistics.median(column) * 1e3:9.2f}{tenth(column) * 1e3:9.2f}" for column in zip(*taken)]
+        print(f"{what:<44}{''.join(columns)}")
 
-    floor = [start_up + work for start_up, work in zip(bare, kernel, strict=True)]
-    ratio = statistics.median(sample.hand_over / least for sample, least in zip(ours, floor, strict=True))
-    print(f"\nhand-over / (bare interpreter + kernel's own work), median: {ratio:.2f}, {verdict(ratio, TIME_BUDGET)}")
+    ours, _theirs, bare, kernel = samples.values()
+    elapsed, processor = (
+        statistics.median(
+            sample[column] / (start_up[column] + work[column])
+            for sample, start_up, work in zip(ours, bare, kernel, strict=True)
+        )
+        for column in range(2)
+    )
+    print("\nhand-over / (bare interpreter + kernel's own work), median of the rounds:")
+    print(f"  elapsed time {elapsed:.2f}, {verdict(elapsed, TIME_BUDGET)}; processor time {processor:.2f}")
     memory, their_memory = (user.call(peak_memory, helper) for helper in (LAUNCHER, BRIDGE_HELPER))
     print(f"peak memory: {memory:.1f} MiB, {verdict(memory, MEMORY_BUDGET)} (C helper: {their_memory:.1f} MiB)")
     crowds = {helper: user.call(at_once, helper, crowd) for helper in (LAUNCHER, BRIDGE_HELPER)}
@@ -200,6 +203,11 @@ def report(user: User, rounds: int, crowd: int) -> bool:
         for complaint in result.complaints:
             print(f"  {complaint}")
     return crowds[LAUNCHER].arrived == crowd
+
+
+def tenth(values: Sequence[float]) -> float:
+    """The value that one in ten is above."""
+    return statistics.quantiles(values, n=10)[-1]
 
 
 def verdict(value: float, budget: float) -> str:

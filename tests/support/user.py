@@ -78,6 +78,8 @@ class HandOver(NamedTuple):
     stderr: bytes
     seconds: float
     """From just before the start until the descriptor had arrived and the helper was reaped."""
+    processor: float
+    """Seconds of processor time that the helper took, its own and the kernel's for it."""
 
 
 def arguments(bridge: bytes) -> list[bytes]:
@@ -120,9 +122,10 @@ def take_tap(helper: str | os.PathLike[str], bridge: bytes) -> HandOver:
         child = start([helper, *arguments(bridge)], theirs, stderr)
         theirs.close()
         tap, surplus = receive(ours)
-        _pid, status = os.waitpid(child, 0)
+        _pid, status, usage = os.wait4(child, 0)
         seconds = time.perf_counter() - began
     # Not the position of the descriptor: the helper shares it.
     text = os.pread(stderr, 1 << 20, 0)
     os.close(stderr)
-    return HandOver(os.waitstatus_to_exitcode(status), tap, surplus, text, seconds)
+    processor = usage.ru_utime + usage.ru_stime
+    return HandOver(os.waitstatus_to_exitcode(status), tap, surplus, text, seconds, processor)
