@@ -159,20 +159,15 @@ class _Child:
             raise self.error(
                 HelperNotStarted, f"cannot be executed: {because(error)}{_EXEC_HINTS.get(error.errno or 0, '')}"
             )
-        # It lies in the socket since before the helper ended; only now is it worth taking.
-        try:
-            descriptor = fdpass.receive_descriptor(self._channel)
-        except fdpass.TooManySent:
-            fault = self.error(SurplusDescriptors, "sent more than one descriptor")
-        except (fdpass.NothingSent, OSError):
-            fault = self.error(NoDescriptor, "ended well, but sent no descriptor")
-        else:
-            if self._status == 0:
-                return descriptor
-            os.close(descriptor)
+        # A descriptor lies in the socket since before the helper ended, and goes with it if it is not taken.
         if self._status != 0:
             raise self.error(HelperFailed, self._ending())
-        raise fault
+        try:
+            return fdpass.receive_descriptor(self._channel)
+        except fdpass.TooManySent:
+            raise self.error(SurplusDescriptors, "sent more than one descriptor") from None
+        except (fdpass.NothingSent, OSError):
+            raise self.error(NoDescriptor, "ended well, but sent no descriptor") from None
 
     def error(self, kind: type[HelperError], what: str) -> HelperError:
         """An error about this helper: what it did, and what it said."""
@@ -182,7 +177,11 @@ class _Child:
 
     def _ending(self) -> str:
         status = self._status or 0
-        return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        return (
+            f"was ended by signal {-status} ({signal.strsignal(-status)})"
+            if status < 0
+            else f"ended with status {status}"
+        )
 
     def _wait(self, timeout: float) -> None:
         """Wait for the helper's end and read what it writes meanwhile; HelperTimeout after `timeout` seconds."""

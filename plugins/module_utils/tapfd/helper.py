@@ -40,8 +40,7 @@ class Arguments:
         """Read the forms of QEMU, of libvirt, and of the first version of 2011 (`--use-vnet BRIDGE FD`)."""
         self.vnet_hdr = False
         self.check = False
-        bridge: bytes | None = None
-        channel: bytes | None = None
+        bridge = channel = None
         positional: list[bytes] = []
         for word in words:
             if word in (b"--use-vnet", b"--vnet-hdr"):

@@ -236,7 +236,7 @@ def test_limits(alice: User) -> None:
 
 def _outcome_with_descriptors(bridge: bytes, free: int) -> str:
     """The outcome in a process that can open `free` more files."""
-    spare = [os.dup(0) for _ in range(free + 1)]
+    spare = [os.dup(0) for _spare in range(free + 1)]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (spare[-1], hard))
     for descriptor in spare:

@@ -110,6 +110,7 @@ def test_refusal_carries_what_the_helper_says(helper: Helper) -> None:
         ("send(tap()); sys.exit(5)", client.HelperFailed, 5),
         ("sys.exit(1)", client.HelperFailed, 1),
         ("send(tap()); os.kill(os.getpid(), signal.SIGKILL)", client.HelperFailed, -signal.SIGKILL),
+        ("os.kill(os.getpid(), signal.SIGRTMIN + 1)", client.HelperFailed, -signal.SIGRTMIN - 1),
     ],
 )
 def test_misbehaviour(helper: Helper, body: str, kind: type[client.HelperError], status: int) -> None:

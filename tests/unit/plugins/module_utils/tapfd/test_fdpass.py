@@ -155,7 +155,7 @@ def test_peer_gone_before_the_send(pair: Pair) -> None:
 
 def test_peer_that_does_not_read(pair: Pair) -> None:
     """A full queue ends in an error, not in waiting for ever; the open file's flags stay the caller's."""
-    _, theirs = pair
+    _ours, theirs = pair
     theirs.setblocking(False)
     with pytest.raises(BlockingIOError):
         while True:
