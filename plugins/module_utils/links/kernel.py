@@ -162,11 +162,24 @@ def library_fault() -> str:
     if _import_error is not None:
         found = f"{sys.executable} has none that it can import ({_import_error})"
     else:
-        version = str(getattr(pyroute2, "__version__", ""))
-        if _version(version) >= MIN_PYROUTE2:
+        version = _library_version()
+        if not _version(version) or _version(version) >= MIN_PYROUTE2:
+            # Of an unknown version all that is used here could be imported.
             return ""
-        found = f"{sys.executable} has version {version or 'unknown'} at {Path(pyroute2.__file__).parent}"
+        found = f"{sys.executable} has version {version} at {Path(pyroute2.__file__).parent}"
     return f"pyroute2 {wanted} or newer is needed on the host, and {found}. Install it: {_install_command()}."
+
+
+def _library_version() -> str:
+    """The version of pyroute2, empty where it can't be known."""
+    version = str(getattr(pyroute2, "__version__", ""))
+    if not _version(version):
+        # Debian 12's says `unknown` of itself. Costly to import, so only then.
+        from importlib import metadata  # noqa: PLC0415
+
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            version = metadata.version("pyroute2")
+    return version
 
 
 def _version(text: str) -> tuple[int, ...]:
