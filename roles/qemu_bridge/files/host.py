@@ -121,6 +121,7 @@ class Survey:
             },
             "includes": includes,
             "missing_directories": self._missing_directories(bool(includes["paths"])),
+            "has_machine_id": _has_machine_id(),
             "missing": self._missing_programs(includes["wrong"]),
             "verify": self._verify(grants),
         }
@@ -357,12 +358,6 @@ class Survey:
     # -- what is asked for
 
     def _judge_bridges(self) -> None:
-        if any(bridge.get("mac") == "stable" for bridge in self.request["bridges"]) and not _has_machine_id():
-            self.problems.append(
-                "qemu_bridge_bridges: `mac: stable` is made from the host's machine id, and /etc/machine-id has none: "
-                "run `systemd-machine-id-setup` (without systemd `dbus-uuidgen --ensure=/etc/machine-id`), or give an "
-                "address."
-            )
         names = [str(bridge["name"]) for bridge in self.request["bridges"]]
         for name in dict.fromkeys(names):
             fault = name_fault(name) or ("`all` stands for every bridge in the ACL" if name == "all" else "")
