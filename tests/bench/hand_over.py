@@ -216,8 +216,8 @@ def verdict(value: float, budget: float) -> str:
 
 
 def main() -> int:
-    """Run by `make bench`, as root."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure, print, and return the exit status."""
+    parser = argparse.ArgumentParser(prog="tests.bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=200, help="rounds of measurement (%(default)s)")
     parser.add_argument("--at-once", type=int, default=200, help="hand-overs at once (%(default)s)")
     options = parser.parse_args()
@@ -240,7 +240,3 @@ def main() -> int:
     finally:
         sandbox.close()
     return 0 if complete else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
