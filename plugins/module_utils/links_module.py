@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -31,7 +30,7 @@ def require_pyroute2(module: AnsibleModule) -> None:
     if not fault:
         return
     if not respawn.has_respawned():
-        others = [path for path in _SYSTEM_PYTHONS if os.path.realpath(path) != os.path.realpath(sys.executable)]
+        others = [path for path in _SYSTEM_PYTHONS if path != sys.executable]
         interpreter = respawn.probe_interpreters_for_module(others, "pyroute2")
         if interpreter:
             respawn.respawn_module(interpreter)
