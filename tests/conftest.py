@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / ".collections"))
 
 from support.namespaces import Sandbox  # noqa: E402
+from support.qemu import Debian, fetch  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,6 +25,12 @@ def plain_environment() -> None:
     """A search path without a version manager's shims, and a umask that lays files as an administrator would."""
     os.environ["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     os.umask(0o022)
+
+
+@pytest.fixture(scope="session")
+def debian() -> Debian:
+    """The distribution's own programs and a guest's kernel; asked for before any sandbox, which has no network."""
+    return fetch()
 
 
 @pytest.fixture

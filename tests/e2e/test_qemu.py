@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from support.install import LAUNCHER, install
 from support.namespaces import Sandbox, ip
-from support.qemu import QEMU, Debian, fetch, initramfs, lay
+from support.qemu import QEMU, Debian, initramfs, lay
 
 UID = 60001
 # Seconds: emulated guests on a machine that does other things besides.
@@ -116,12 +116,6 @@ def ports() -> list[dict[str, Any]]:
 def others(guest: str) -> list[str]:
     """Whom a guest is to reach."""
     return [HOST, *(peer for peer in GUESTS if peer != guest)]
-
-
-@pytest.fixture(scope="session")
-def debian() -> Debian:
-    """QEMU and a guest's kernel; before any sandbox, which has no network."""
-    return fetch()
 
 
 @pytest.fixture

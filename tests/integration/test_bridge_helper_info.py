@@ -12,12 +12,7 @@ from ansible_collections.hostnet.qemu.plugins.modules import bridge_helper_info
 from support.install import write_policy
 from support.modules import run_module
 from support.namespaces import Sandbox, ip
-from support.qemu import BRIDGE_HELPER, Debian, fetch, lay
-
-
-@pytest.fixture(scope="module")
-def debian() -> Debian:
-    return fetch()
+from support.qemu import BRIDGE_HELPER, Debian, lay
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from support.install import LAUNCHER, POLICY, install
 from support.namespaces import Sandbox, ip
-from support.qemu import BRIDGE_HELPER, Debian, fetch, lay
+from support.qemu import BRIDGE_HELPER, Debian, lay
 from support.user import User, take_tap
 
 UID = 60001
@@ -346,12 +346,6 @@ def _taken(helper: Path, asked: bytes) -> Taken:
         return Taken(os.path.basename(master), text)
     finally:
         os.close(attempt.tap)
-
-
-@pytest.fixture(scope="session")
-def debian() -> Debian:
-    """The distribution's programs; before any sandbox, which has no network."""
-    return fetch()
 
 
 @pytest.fixture
