@@ -16,7 +16,7 @@ import resource
 import shutil
 import signal
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,7 +111,7 @@ def check_taps(outcome: Outcome) -> None:
     for tap in outcome.descriptors:
         name, flags = struct.unpack("16sH22x", fcntl.ioctl(tap, TUNGETIFF, bytes(40)))
         device = Path("/sys/class/net") / name.rstrip(b"\0").decode()
-        assert flags & 0xF0FF == IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
+        assert flags == IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
         assert (device / "master").resolve().name == "br0"
         assert (device / "mtu").read_text() == "1400\n"
         assert links() == {"lo", "br0", "br1", device.name}
@@ -177,13 +177,13 @@ def steps(stops: list[Stop]) -> list[int]:
     return [*range(loading, reading, 10), *range(reading, len(stops) - 1, 2)]
 
 
-def interfere(number: int, act: Callable[[int], object]) -> Outcome:
-    """Start the helper, stop it at this stop, do something to it, and let it go on."""
+def interfere(acts: Mapping[int, Callable[[int], object]]) -> Outcome:
+    """Start the helper, stop it at these stops, do something to it, and let it go on."""
 
-    def visit(pid: int, now: int) -> bool:
-        if now == number:
-            act(pid)
-        return now < number
+    def visit(pid: int, number: int) -> bool:
+        if number in acts:
+            acts[number](pid)
+        return number < max(acts)
 
     return launch(COMMAND, prepare=ask_to_be_traced, attend=stepwise(visit))
 
@@ -337,30 +337,39 @@ def test_killed_at_every_step() -> None:
         os.kill(pid, signal.SIGKILL)
 
     for number in [*range(0, own, 25), *steps(stops)]:
-        outcome = interfere(number, kill)
+        outcome = interfere({number: kill})
         assert outcome.status == -signal.SIGKILL
         check_taps(outcome)
     assert with_tap
 
 
-def rob(pid: int) -> None:
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (4, 4))
+def set_soft_limit_of(pid: int, value: int) -> None:
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (value, resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]))
 
 
+@pytest.mark.parametrize("for_good", [False, True], ids=["for one system call", "for good"])
 @pytest.mark.parametrize("granted", [True, False], ids=["granted", "denied in a nested include"])
-def test_robbed_of_descriptors_at_every_step(user: User, granted: bool) -> None:
-    """Users may stop their helper and lower its limits: no deny is lost over a file that can't be opened any more."""
+def test_robbed_of_descriptors_at_every_step(user: User, granted: bool, for_good: bool) -> None:
+    """Users may stop their helper and lower its limits: no deny is lost over a file that can't be opened just now."""
     if not granted:
         lay_nested_deny()
+
+    def rob(pid: int) -> None:
+        user.call(set_soft_limit_of, pid, CHANNEL + 1)
+
+    def give_back(pid: int) -> None:
+        user.call(set_soft_limit_of, pid, 1024)
+
     stops = survey()
+    outcomes = set()
     for number in steps(stops):
-        outcome = interfere(number, lambda pid: user.call(rob, pid))
+        outcome = interfere({number: rob} if for_good else {number: rob, number + 2: give_back})
+        outcomes.add(outcome.status)
         if granted and outcome.status == 0:
             check_granted(outcome)
         else:
             check_refused(outcome)
-    # The last of them came too late to change anything.
-    assert outcome.status == (0 if granted else 1)
+    assert outcomes == ({0, 1} if granted else {1})
 
 
 def test_stopped_while_the_policy_changes() -> None:
@@ -369,7 +378,7 @@ def test_stopped_while_the_policy_changes() -> None:
     reading = where(stops, "bridge.conf")
     for number in (reading[0] - 2, reading[-1] + 1, len(stops) - 2):
         write_policy("allow all\ndeny br1\n")
-        outcome = interfere(number, lambda _pid: write_policy("deny all\n"))
+        outcome = interfere({number: lambda _pid: write_policy("deny all\n")})
         if number < reading[0]:
             assert check_refused(outcome).startswith("access denied by acl file")
         else:
@@ -379,7 +388,7 @@ def test_stopped_while_the_policy_changes() -> None:
 def test_stopped_while_the_bridge_goes() -> None:
     stops = survey()
     for number in range(where(stops, "bridge.conf")[0], len(stops) - 1, 2):
-        outcome = interfere(number, lambda _pid: ip("link", "del", "br0"))
+        outcome = interfere({number: lambda _pid: ip("link", "del", "br0")})
         if outcome.status:
             assert outcome.sentence
         close(outcome.descriptors)
