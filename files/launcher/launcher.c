@@ -61,7 +61,7 @@ static _Noreturn void refuse(int error, const char *what, const char *remedy)
 	_exit(1);
 }
 
-/* Leave nothing of the caller's process state that could end, delay or mislead the helper, as far as it can be undone. */
+/* Undo what the caller's process state may hold to end, delay or mislead the helper. Limits can't all be undone. */
 static void clean_process(void)
 {
 	static const struct itimerval stopped;
@@ -126,8 +126,8 @@ static _Noreturn void explain(void)
 	}
 	if (!(le32toh(attribute.data[CAP_TO_INDEX(CAP_NET_ADMIN)].permitted) & NET_ADMIN))
 		refuse(0, "no CAP_NET_ADMIN: the file capabilities of this file do not permit it", REINSTALL);
-	refuse(0, "no CAP_NET_ADMIN, though this file permits it: a tracer, a user namespace or the boot option no_file_caps",
-	       "start QEMU without strace or gdb, outside of rootless containers");
+	refuse(0, "no CAP_NET_ADMIN, though this file permits it: a tracer, a user namespace or no_file_caps withholds it",
+	       "start QEMU without strace or gdb, outside of rootless containers, on a kernel booted without no_file_caps");
 }
 
 /* Hold CAP_NET_ADMIN and nothing else, in a way that the next exec keeps and no exec after it widens. */
