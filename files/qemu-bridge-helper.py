@@ -22,7 +22,8 @@ try:
 
     status = main(sys.argv[1:])
 except BaseException as error:  # a broken installation, or a caller's limits (open files, memory)
-    posix.write(2, f"qemu-bridge-helper: cannot run: {error!r}\n".encode("ascii", "backslashreplace"))
+    way_out = "the caller's limits must leave it room, or an administrator installs it anew"
+    posix.write(2, f"qemu-bridge-helper: cannot run: {error!r}; {way_out}\n".encode("ascii", "backslashreplace"))
 finally:
     # No clean-up of the interpreter: the kernel's is quicker and can't fail.
     posix._exit(status)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shlex
 import socket
 import struct
@@ -101,6 +102,7 @@ NETLINK_EXT_ACK = 11
 NETLINK_GET_STRICT_CHK = 12
 # struct nlmsghdr: length, type, flags, sequence, port
 _HEADER = struct.Struct("=IHHII")
+_SEQUENCE, _SEQUENCE_OFFSET = struct.Struct("=I"), 8
 _ERRNO = struct.Struct("=i")
 _ATTRIBUTE = struct.Struct("=HH")
 
@@ -236,16 +238,21 @@ class _Rtnetlink:
 
     def ask(self, message: Any, kind: int, flags: int) -> list[Any]:
         """Send a pyroute2 message and return the decoded ones that answer it; raises _Refusal."""
-        for _try in range(_DUMP_TRIES):
-            self._sequence += 1
-            header = message["header"]
-            header["type"], header["flags"], header["sequence_number"] = kind, NLM_F_REQUEST | flags, self._sequence
-            header["pid"] = 0
-            message.encode()
-            self._socket.send(message.data)
-            answers, torn = self._answers(type(message))
-            if not torn:
-                return answers
+        header = message["header"]
+        header["type"], header["flags"], header["sequence_number"], header["pid"] = kind, NLM_F_REQUEST | flags, 0, 0
+        # Once only: encoding a message again does not give the same bytes.
+        message.encode()
+        request = bytearray(message.data)
+        try:
+            for _try in range(_DUMP_TRIES):
+                self._sequence += 1
+                _SEQUENCE.pack_into(request, _SEQUENCE_OFFSET, self._sequence)
+                self._socket.send(request)
+                answers, torn = self._answers(type(message))
+                if not torn:
+                    return answers
+        except OSError as error:
+            raise _Refusal(error.errno or 0, "") from None
         raise _Refusal(errno.EAGAIN, "the links of the host change faster than they can be listed")
 
     def _answers(self, codec: Any) -> tuple[list[Any], bool]:
@@ -332,6 +339,11 @@ def _nested(*attributes: tuple[str, Any]) -> dict[str, Any]:
 def _wire(option: Option, value: Value) -> tuple[str, Any]:
     """An option as a netlink attribute."""
     return option.attribute, int(value) if isinstance(value, bool) else value
+
+
+def _name(message: Any) -> str:
+    """The name of a link. One that is not UTF-8, of which pyroute2 gives the bytes, is escaped as file names are."""
+    return os.fsdecode(message.get_attr("IFLA_IFNAME"))
 
 
 def _values(options: Iterable[Option], attributes: Any) -> dict[str, Value]:
@@ -458,7 +470,7 @@ class Kernel:
         """
         names = {name for bridge in bridges for name in (bridge.name, *(bridge.ports or ()))}
         if len(names) > _FEW:
-            messages = {message.get_attr("IFLA_IFNAME"): message for message in self._dump()}
+            messages = {_name(message): message for message in self._dump()}
         else:
             messages = {}
             for name in sorted(names):
@@ -466,7 +478,7 @@ class Kernel:
             for bridge in bridges:
                 if bridge.name in messages:
                     for message in self._dump(("IFLA_MASTER", messages[bridge.name]["index"])):
-                        messages[message.get_attr("IFLA_IFNAME")] = message
+                        messages[_name(message)] = message
         by_index = {message["index"]: name for name, message in messages.items()}
         for message in list(messages.values()):
             master = message.get_attr("IFLA_MASTER")
@@ -487,7 +499,7 @@ class Kernel:
             if refusal.number == errno.ENODEV:
                 return {}
             raise _failure(f"ask for the link {name or index}", "", refusal) from None
-        found = str(message.get_attr("IFLA_IFNAME"))
+        found = _name(message)
         if name and found != name:
             raise LinksError(f"{name} is an alternative name of the link {found}. Use {found}, or another name.")
         return {found: message}
@@ -506,7 +518,7 @@ class Kernel:
 
     def _link(self, message: Any, names: Mapping[int, str], named: bool) -> Link:
         """A link from the kernel's message on it. Of one that the task names, more than the message is read."""
-        name = message.get_attr("IFLA_IFNAME")
+        name = _name(message)
         information = message.get_attr("IFLA_LINKINFO")
         kind = (information and information.get_attr("IFLA_INFO_KIND")) or ""
         index, is_bridge = message["index"], kind == "bridge"

@@ -102,7 +102,7 @@ def main(words: list[str]) -> int:
     except Refusal as refusal:
         message = f"qemu-bridge-helper: {refusal}\n"
     except OSError as error:
-        message = f"qemu-bridge-helper: unexpected error: {because(error)}\n"
+        message = f"qemu-bridge-helper: unexpected error: {because(error)}; please report it with the command line\n"
     except (KeyboardInterrupt, MemoryError) as interruption:
         message = f"qemu-bridge-helper: ended by {type(interruption).__name__}, nothing was made\n"
     # Only now, with every descriptor of a tap closed: the stream may be a full pipe that holds us.
@@ -128,7 +128,7 @@ def _hand_over(arguments: Arguments) -> None:
             f"access denied by acl file: {_verdict(arguments.bridge, decision)}; "
             f"an administrator can grant it in {show(acl.DEFAULT_POLICY)}"
         )
-    rtnetlink = attach.Rtnetlink()
+    rtnetlink = _rtnetlink()
     bridge = _bridge(rtnetlink, arguments.bridge)
     tap = _open_tun()
     try:
@@ -173,6 +173,16 @@ def _channel(descriptor: int) -> socket:
         raise Refusal(
             f"file descriptor {descriptor} cannot take a tap: {because(error)}; "
             "`--fd=' must be the number of an inherited, connected unix socket"
+        ) from None
+
+
+def _rtnetlink() -> attach.Rtnetlink:
+    try:
+        return attach.Rtnetlink()
+    except OSError as error:
+        raise Refusal(
+            f"cannot open a netlink socket to ask about bridges: {because(error)}; "
+            "the limits or the sandbox of the program that started this helper must leave room for one"
         ) from None
 
 

@@ -281,7 +281,7 @@ def test_broken_installation(host: Sandbox) -> None:
     for path in (LIBRARY / "tapfd/helper.py", *(LIBRARY / "tapfd/__pycache__").glob("helper.*")):
         path.unlink()
     line = refusal("--br=br0", "--fd=FD")
-    assert line == "qemu-bridge-helper: cannot run: ModuleNotFoundError(\"No module named 'tapfd.helper'\")"
+    assert "cannot run: ModuleNotFoundError(\"No module named 'tapfd.helper'\"); the caller's limits must" in line
 
 
 def test_start_is_lean(host: Sandbox) -> None:
