@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import struct
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Callable
 
@@ -193,6 +194,19 @@ def test_a_dump_reads_what_single_requests_read(sandbox: Sandbox, monkeypatch: p
         dumped = links.read(wanted)
     assert {link.name for link in singly} == {"br0", "br1", "p1", "p2", "p3"}
     assert [dumped[link.name] for link in singly] == list(singly)
+
+
+@pytest.mark.parametrize("few", [0, 16])
+def test_names_that_are_not_utf_8(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+    """Other people's links must not stop a task."""
+    monkeypatch.setattr(kernel, "_FEW", few)
+    ip("link", "add", "br0", "type", "bridge")
+    ip("link", "add", "p1", "type", "veth", "peer", "name", "\udcff\udcfe")
+    for name in ("p1", "\udcff\udcfe"):
+        ip("link", "set", name, "master", "br0")
+    outcome = apply(bridge(ports=["p1"], ports_mode="exact"))
+    assert outcome.plan.operations[0] == "ip link set dev \udcff\udcfe nomaster"
+    assert describe(outcome.after, "br0")["ports"] == ["p1"]
 
 
 def test_an_alternative_name_is_no_name(sandbox: Sandbox) -> None:
@@ -544,14 +558,26 @@ def test_machine_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("version", "fit"),
-    [("0.5.13", False), ("0.5.3", False), ("", False), ("0.5.14", True), ("0.6", True), ("0.10rc1", True), ("1", True)],
+    [("0.5.13", False), ("0.5.3", False), ("0.5.14", True), ("0.6", True), ("0.10rc1", True), ("1", True)],
 )
-def test_versions_of_the_library(monkeypatch: pytest.MonkeyPatch, version: str, fit: bool) -> None:
-    monkeypatch.setattr(kernel.pyroute2, "__version__", version)
+@pytest.mark.parametrize("told", [True, False])
+def test_versions_of_the_library(monkeypatch: pytest.MonkeyPatch, version: str, fit: bool, told: bool) -> None:
+    """Debian 12's says `unknown` of itself, and its metadata tell."""
+    monkeypatch.setattr(kernel.pyroute2, "__version__", version if told else "unknown")
+    monkeypatch.setattr(metadata, "version", lambda _name: version)
     fault = kernel.library_fault()
     assert (fault == "") is fit
     if not fit:
-        assert f"has version {version or 'unknown'} at " in fault and "0.5.14 or newer" in fault
+        assert f"has version {version} at " in fault and "0.5.14 or newer" in fault
+
+
+def test_a_library_of_unknown_version_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(kernel.pyroute2, "__version__", "unknown")
+    monkeypatch.setattr(metadata, "version", absent)
+    assert kernel.library_fault() == ""
 
 
 @pytest.mark.parametrize(
@@ -592,7 +618,13 @@ def test_a_dump_that_others_tear_is_asked_for_again(sandbox: Sandbox) -> None:
         links._socket._socket, real = ours, links._socket._socket
         real.close()
         assert [answer["index"] for answer in links._dump()] == [7]
+    requests = [theirs.recv(4096) for _request in range(2)]
     theirs.close()
+    # length, type, flags; the sequence number counts; then the same again
+    assert [struct.unpack_from("=I", request, 8)[0] for request in requests] == [1, 2]
+    first, second = (request[:8] + request[12:] for request in requests)
+    assert first == second
+    assert len(first) > 16
 
 
 def test_a_dump_that_the_kernel_breaks_off(sandbox: Sandbox) -> None:
