@@ -7,6 +7,7 @@ unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 export LC_ALL := C.UTF-8
 # By name, since Ansible ignores an ansible.cfg in a directory that others can write to.
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export ANSIBLE_DISPLAY_SKIPPED_HOSTS := false
 
 PYTHON := python3
 PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
@@ -33,7 +34,7 @@ site: venv collections ## run site.yml, against this host if ARGS="-i INVENTORY"
 	*' -i'* | *' --inventory'* | *' -K'* | *' --ask-become-pass'* | *' --become-'*) ;; \
 	*)  if [ "$$(id -u)" -ne 0 ]; then \
 	        if ! command -v sudo >/dev/null; then \
-	            echo 'site: this needs root and there is no sudo: run it as root, or with ARGS="--become-method su -K".' >&2; \
+	            echo 'site: this needs root, and there is no sudo: be root, or give ARGS="--become-method su -K".' >&2; \
 	            exit 1; \
 	        fi; \
 	        sudo -k -n true 2>/dev/null || ask=--ask-become-pass; \
@@ -88,7 +89,7 @@ $(LINK):
 define check_python
 if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
     if ! command -v apt-get >/dev/null; then \
-        echo 'make: $(PYTHON) with the modules venv and ensurepip is needed: install it, or give another by PYTHON=.' >&2; \
+        echo 'make: this needs $(PYTHON) with venv and ensurepip: install them, or give another by PYTHON=.' >&2; \
         exit 1; \
     fi; \
     sudo=; \
@@ -100,9 +101,10 @@ if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
         fi; \
     fi; \
     echo 'Installing python3-venv.'; \
-    $$sudo apt-get -qq update && \
-    $$sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends python3-venv >/dev/null || \
-        exit 1; \
+    set -e; \
+    $$sudo apt-get -qq update; \
+    $$sudo env DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes \
+        apt-get -qq install --no-install-recommends python3-venv >/dev/null; \
 fi; \
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
     echo "make: Ansible needs Python 3.11 or newer here, and this is $$($(PYTHON) --version):" \
