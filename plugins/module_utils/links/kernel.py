@@ -441,6 +441,10 @@ class Kernel:
                 )
         except LinksError as error:
             raise self._undo(done, error) from None
+        except BaseException:
+            # An administrator's Ctrl-C, for one.
+            self._undo(done, LinksError())
+            raise
         return Outcome(plan, after)
 
     def _undo(self, done: Sequence[Step], error: LinksError) -> LinksError:

@@ -293,13 +293,15 @@ SITE_PACKAGES = str(Path(yaml.__file__).parent.parent)
 
 
 def ansible(sandbox: Sandbox, python: str, arguments: str, *options: str) -> subprocess.CompletedProcess[str]:
+    # A PYTHONPATH, which may choose the pyroute2 of this test run, would lend it to every Python.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
         [
             *(sys.executable, "-m", "ansible", "adhoc", "localhost", "-c", "local", "-m", "hostnet.qemu.bridge"),
             *("-a", arguments, "-e", f"ansible_python_interpreter={python}", *options),
         ],
         cwd=ROOT,
-        env={**os.environ, "ANSIBLE_HOME": str(sandbox.scratch / "ansible"), "ANSIBLE_NOCOLOR": "1"},
+        env={**environment, "ANSIBLE_HOME": str(sandbox.scratch / "ansible"), "ANSIBLE_NOCOLOR": "1"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

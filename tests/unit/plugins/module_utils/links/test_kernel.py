@@ -21,6 +21,7 @@ from ansible_collections.hostnet.qemu.plugins.module_utils.links import host, ke
 from ansible_collections.hostnet.qemu.plugins.module_utils.links.kernel import Kernel, KernelError
 from ansible_collections.hostnet.qemu.plugins.module_utils.links.model import Bridge, LinksError, Network, describe
 from ansible_collections.hostnet.qemu.plugins.module_utils.links.plan import (
+    AddAddress,
     Operation,
     Refused,
     SetMaster,
@@ -414,6 +415,20 @@ def test_undoing_that_fails_says_so(sandbox: Sandbox) -> None:
     assert "Can't put p3 on the bridge br0 " in str(failure.value)
     assert "Undoing what had been done before failed in part: Can't take p1 off its bridge" in str(failure.value)
     assert snapshot()["p2"]["master"] is None
+
+
+def test_an_interrupt_is_undone_too(sandbox: Sandbox) -> None:
+    class Stopped(Kernel):
+        def perform(self, operation: Operation) -> None:
+            if isinstance(operation, AddAddress):
+                raise KeyboardInterrupt
+            super().perform(operation)
+
+    veth("p1")
+    before = snapshot()
+    with pytest.raises(KeyboardInterrupt), Stopped() as links:
+        links.reconcile([bridge(ports=["p1"], addresses=["192.0.2.1/24"])])
+    assert snapshot() == before
 
 
 def test_a_state_that_does_not_last_is_a_failure(sandbox: Sandbox) -> None:
