@@ -331,7 +331,12 @@ def test_wrong_variables_are_refused_before_anything_is_changed(host: Sandbox, p
     )
     meaning = playbook.run(
         {
-            "qemu_bridge_bridges": [{"name": name} for name in ("br0", "br0", "all", "sixteen-bytes-xy", "br:0", "lo")],
+            "qemu_bridge_bridges": [
+                *({"name": name} for name in ("br0", "br0", "all", "sixteen-bytes-xy", "br:0", "lo")),
+                {"name": "br1", "mac": "01:00:5e:00:00:01", "mtu": 67, "ageing_time": -1, "ports": ["no-link"]},
+                {"name": "br2", "mac": "52:54:00:12:34", "addresses": ["192.0.2.1", "2001:db8::/129", "192.0.2.2/24"]},
+                {"name": "br3", "mac": "52:54:00:12:34:56", "mtu": 65535, "ports": ["lo"], "forward_delay": 0},
+            ],
             "qemu_bridge_acl": [
                 {"bridge": "br%d", "action": "allow"},
                 {"bridge": "br0", "action": "deny", "users": ["alice"]},
@@ -364,6 +369,13 @@ def test_wrong_variables_are_refused_before_anything_is_changed(host: Sandbox, p
         "- qemu_bridge_bridges: `sixteen-bytes-xy` is no name for a bridge: it has 16 bytes",
         "- qemu_bridge_bridges: `br:0` is no name for a bridge: it holds",
         "- qemu_bridge_bridges: the interface lo exists and is no bridge",
+        "- qemu_bridge_bridges: br1: mac `01:00:5e:00:00:01` is neither",
+        "- qemu_bridge_bridges: br1: mtu 67 is not from 68 to 65535",
+        "- qemu_bridge_bridges: br1: ageing_time -1 is negative",
+        "- qemu_bridge_bridges: br1: there is no link no-link",
+        "- qemu_bridge_bridges: br2: mac `52:54:00:12:34` is neither",
+        "- qemu_bridge_bridges: br2: address 192.0.2.1 has no prefix length",
+        "- qemu_bridge_bridges: br2: `2001:db8::/129` is no address",
         "- qemu_bridge_acl: `br%d` is no name of a bridge: it holds",
         "- qemu_bridge_acl: the deny of br0 names users or groups",
         "- qemu_bridge_acl: the allow of br0 has no users and groups in its lists",
@@ -376,6 +388,7 @@ def test_wrong_variables_are_refused_before_anything_is_changed(host: Sandbox, p
     )
     lines = meaning.output.splitlines()
     assert [text for text in reasons if not any(line.startswith(text) for line in lines)] == [], meaning.output
+    assert len([line for line in lines if line.startswith("- ")]) == len(reasons), meaning.output
 
 
 # What `survey` finds on a host is tested by itself: a playbook for each would take minutes.
@@ -514,6 +527,19 @@ def too_many(host: Sandbox, request: dict[str, Any]) -> None:
 def sys_path_of(python: str) -> list[str]:
     done = subprocess.run([python, "-ISBc", "import sys; print(*sys.path)"], capture_output=True, text=True, check=True)
     return done.stdout.split()
+
+
+def test_what_an_interrupted_run_left_goes(host: Sandbox, program: ModuleType, request_of_role: dict[str, Any]) -> None:
+    LIBRARY.symlink_to(VERSIONS / "some")
+    install_launcher()
+    staged = Path(request_of_role["paths"]["staged_launcher"])
+    shutil.copy(LAUNCHER, staged)
+    launcher = program.survey(request_of_role)["launcher"]
+    assert (launcher["drift"], launcher["stale"]) == ([], [str(staged)])
+    # It is replaced then, and takes the place of the launcher.
+    LAUNCHER.chmod(0o700)
+    launcher = program.survey(request_of_role)["launcher"]
+    assert (launcher["drift"], launcher["stale"]) == (["mode 0700"], [])
 
 
 @pytest.mark.parametrize(

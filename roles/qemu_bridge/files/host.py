@@ -12,6 +12,7 @@ together can be mended together. `survey` changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import grp
 import hashlib
@@ -29,6 +30,7 @@ import struct
 import subprocess
 import tempfile
 import urllib.parse
+from collections.abc import Iterator
 from typing import Any
 
 STUB = "qemu-bridge-helper.py"
@@ -55,6 +57,8 @@ IFA_LOCAL = 2
 
 # <linux/if.h>: IFNAMSIZ less the final NUL.
 MAX_NAME = 15
+# <linux/if_ether.h>: ETH_MIN_MTU and ETH_MAX_MTU.
+MIN_MTU, MAX_MTU = 68, 65535
 # tapfd/acl.py reads at most this many files, bridge.conf among them.
 MAX_FILES = 64
 
@@ -99,7 +103,7 @@ class Survey:
         self.paths: dict[str, Any] = request["paths"]
         self.problems: list[str] = []
         # Paths that have been judged already, so that nothing is complained of twice.
-        self._safe: dict[str, bool] = {"/": True}
+        self._safe: dict[str, bool] = {}
 
     def found(self) -> dict[str, Any]:
         """Look at everything."""
@@ -181,7 +185,8 @@ class Survey:
 
     def _is_roots_alone(self, path: str) -> bool:
         """Whether root alone decides what is at `path`, and everybody gets there; what does not exist yet is fine."""
-        here, safe, links = "/", True, 0
+        here, links = "/", 0
+        safe = self._entry_is_roots(here, os.lstat(here))
         parts = path.split("/")[::-1]
         while parts:
             part = parts.pop()
@@ -369,6 +374,8 @@ class Survey:
                 self.problems.append(
                     f"qemu_bridge_bridges: the interface {name} exists and is no bridge: give another name."
                 )
+        for bridge in self.request["bridges"]:
+            self.problems += [f"qemu_bridge_bridges: {bridge['name']}: {fault}." for fault in _bridge_faults(bridge)]
 
     # -- what is installed
 
@@ -392,7 +399,7 @@ class Survey:
         """All but the wanted version and the one before it, which may have starts on their way."""
         try:
             with os.scandir(self.paths["versions"]) as entries:
-                others = {entry.path: entry.stat().st_mtime for entry in entries if entry.path != wanted}
+                others = {entry.path: entry.stat(follow_symlinks=False).st_mtime for entry in entries if entry.path != wanted}
         except FileNotFoundError:
             return []
         # Before a swap the link leads to the previous one, after it that is the newest of the others. A name with a dot
@@ -437,7 +444,10 @@ class Survey:
                     drift.append(f"mode {stat.S_IMODE(status.st_mode):04o}")
                 if _attribute(path, "security.capability") != NET_ADMIN_PERMITTED:
                     drift.append("without cap_net_admin=p")
+        staged = self.paths["staged_launcher"]
         return {
+            # One that an interrupted run has left may be open to more users than the one in its place.
+            "stale": [staged] if os.path.lexists(staged) and not drift else [],
             "machine": machine,
             "group": group.gr_name if group else "root",
             "mode": f"{mode:04o}",
@@ -638,7 +648,10 @@ def _needed_for(bridge: dict[str, Any]) -> str:
     """What hangs on a bridge beside what the role gave it; an empty string for nothing."""
     name = str(bridge["name"])
     ports = sorted(os.listdir(f"/sys/class/net/{name}/brif"))
-    given = {str(ipaddress.ip_interface(address).ip) for address in bridge.get("addresses") or []}
+    given = set()
+    for address in map(str, bridge.get("addresses") or []):
+        with contextlib.suppress(ValueError):
+            given.add(str(ipaddress.ip_address(re.split("[/ ]", address)[0])))
     addresses = sorted(_addresses(name) - given)
     return " and ".join(
         f"the {what} {', '.join(names)}" for what, names in (("ports", ports), ("addresses", addresses)) if names
@@ -766,6 +779,32 @@ def name_fault(name: str) -> str:
     if re.search(rb"[\x00-\x20\x7f/:%]", encoded):
         return "it holds a blank, a control byte, `/`, `:` or `%`"
     return ""
+
+
+def _bridge_faults(bridge: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with the options of a bridge, as far as it can be said before pyroute2 is there."""
+    mac = str(bridge.get("mac") or "stable")
+    pairs = re.fullmatch(r"([0-9A-Fa-f]{2})([:-][0-9A-Fa-f]{2}){5}", mac)
+    if mac != "stable" and not (pairs and int(pairs[1], 16) & 1 == 0 and mac.strip("0:-")):
+        yield f"mac `{mac}` is neither `stable` nor a unicast address of six pairs of hexadecimal digits"
+    mtu = bridge.get("mtu")
+    if mtu is not None and not MIN_MTU <= int(mtu) <= MAX_MTU:
+        yield f"mtu {mtu} is not from {MIN_MTU} to {MAX_MTU}"
+    for timer in ("forward_delay", "ageing_time"):
+        if float(bridge.get(timer) or 0) < 0:
+            yield f"{timer} {bridge[timer]} is negative"
+    for address in map(str, bridge.get("addresses") or []):
+        try:
+            # Of a point-to-point address the prefix length stands with the peer.
+            ipaddress.ip_interface(address.rpartition(" peer ")[2])
+        except ValueError:
+            yield f"`{address}` is no address"
+        else:
+            if "/" not in address:
+                yield f"address {address} has no prefix length, such as 192.0.2.1/24"
+    for port in map(str, bridge.get("ports") or []):
+        if name_fault(port) or not os.path.exists(f"/sys/class/net/{port}"):
+            yield f"there is no link {port} to be a port"
 
 
 def _is_bridge(name: str) -> bool:
