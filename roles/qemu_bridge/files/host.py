@@ -399,16 +399,17 @@ class Survey:
         """All but the wanted version and the one before it, which may have starts on their way."""
         try:
             with os.scandir(self.paths["versions"]) as entries:
-                others = {entry.path: entry.stat(follow_symlinks=False).st_mtime for entry in entries if entry.path != wanted}
+                times = {entry.path: entry.stat(follow_symlinks=False).st_mtime for entry in entries}
         except FileNotFoundError:
             return []
         # Before a swap the link leads to the previous one, after it that is the newest of the others. A name with a dot
         # in front is what an interrupted `lay` has left.
+        others = sorted(times.keys() - {wanted}, key=times.__getitem__)
         previous = current
         if current == wanted:
             complete = [path for path in others if not os.path.basename(path).startswith(".")]
-            previous = max(complete, key=others.__getitem__, default=None)
-        return sorted(path for path in others if path != previous)
+            previous = complete[-1] if complete else None
+        return [path for path in others if path != previous]
 
     def _launcher(self, group: grp.struct_group | None) -> dict[str, Any]:
         """The launcher for this machine, and what is wrong with the one that is there."""
