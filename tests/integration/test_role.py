@@ -89,6 +89,10 @@ def own_attributes(path: Path) -> list[str]:
     return [key for key in os.listxattr(path, follow_symlinks=False) if not key.startswith("trusted.overlay.")]
 
 
+def versions() -> list[Path]:
+    return sorted(path for path in VERSIONS.iterdir() if path.is_dir())
+
+
 def links() -> list[str]:
     return sorted(os.listdir("/sys/class/net"))
 
@@ -142,7 +146,7 @@ def test_a_host_from_nothing_to_a_tap_and_back(host: Sandbox, playbook: Playbook
     device = os.stat("/dev/net/tun")
     assert (stat.filemode(device.st_mode), device.st_rdev) == ("crw-rw-rw-", os.makedev(10, 200))
     assert any(rule.exists() for rule in TUN_RULES)
-    (version,) = VERSIONS.iterdir()
+    (version,) = versions()
     assert LIBRARY.readlink() == version
     assert f'LIBRARY = "{version}"' in (version / "qemu-bridge-helper.py").read_text()
     assert {path.name for path in (version / "tapfd").glob("*.py")} == {path.name for path in TAPFD.glob("*.py")}
@@ -221,7 +225,7 @@ def test_an_upgrade_is_never_in_the_way_of_a_start(host: Sandbox, playbook: Play
     install_launcher()
     write_policy("allow br0\n")
     ip("link", "add", "br0", "type", "bridge")
-    versions = [LIBRARY.readlink()]
+    laid = [LIBRARY.readlink()]
     answers: list[HandOver] = []
     for number in (2, 3):
         release(number)
@@ -231,19 +235,19 @@ def test_an_upgrade_is_never_in_the_way_of_a_start(host: Sandbox, playbook: Play
         run = playbook.start({})
         while run.poll() is None:
             answers.append(nobody.call(hand_over, b"br0"))
-            if LIBRARY.readlink() != versions[-1]:
+            if LIBRARY.readlink() != laid[-1]:
                 hold.unlink(missing_ok=True)
         done = playbook.finish(run)
         hold.unlink(missing_ok=True)
         late.join()
         assert done.status == 0, done.output
-        versions.append(LIBRARY.readlink())
+        laid.append(LIBRARY.readlink())
     latecomer.close()
     assert len(answers) > 20
     assert {(answer.status, answer.stderr) for answer in answers} == {(0, b"")}
-    assert len(set(versions)) == 3
+    assert len(set(laid)) == 3
     # The previous one stays, for starts that are on their way.
-    assert sorted(VERSIONS.iterdir()) == sorted(versions[1:])
+    assert versions() == sorted(laid[1:])
     assert LAUNCHER.read_bytes().endswith(b"123")
 
 
@@ -253,6 +257,8 @@ def test_grants_to_users_and_groups(host: Sandbox, playbook: Playbook) -> None:
     host.add_user("bob", 4002)
     host.add_user("carol", 4003, {"bob": 4002, "lab": 4100, "launch": 4200})
     host.add_user("dave", 4004, {"lab": 4100})
+    # What was there before stays, even an empty directory.
+    LAUNCHER.parent.mkdir(exist_ok=True)
     POLICY.parent.mkdir()
     POLICY.write_text("allow virbr0\n")
     POLICY.chmod(0o640)

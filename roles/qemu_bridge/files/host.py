@@ -124,7 +124,7 @@ class Survey:
                 "allow": grants.everyone,
             },
             "includes": includes,
-            "missing_directories": self._missing_directories(bool(includes["paths"])),
+            "directories": self._directories(bool(includes["paths"])),
             "has_machine_id": _has_machine_id(),
             "missing": self._missing_programs(includes["wrong"]),
             "verify": self._verify(grants),
@@ -353,12 +353,16 @@ class Survey:
             missing.append("setfacl")
         return missing
 
-    def _missing_directories(self, with_includes: bool) -> dict[str, list[str]]:
-        wanted = {
-            "helper": [os.path.dirname(self.paths["launcher"]), self.paths["versions"]],
-            "acl": [os.path.dirname(self.paths["policy"]), *([self.paths["includes"]] if with_includes else [])],
+    def _directories(self, with_includes: bool) -> dict[str, list[str]]:
+        """The directories that each phase has to make, and all that the role will have made."""
+        helper = [os.path.dirname(self.paths["launcher"]), self.paths["versions"]]
+        acl = [os.path.dirname(self.paths["policy"]), *([self.paths["includes"]] if with_includes else [])]
+        missing = [path for path in helper + acl if not os.path.isdir(path)]
+        return {
+            "helper": [path for path in helper if path in missing],
+            "acl": [path for path in acl if path in missing],
+            "made": sorted({*_read(self.paths["directories"]).decode().split(), *missing}),
         }
-        return {phase: [path for path in paths if not os.path.isdir(path)] for phase, paths in wanted.items()}
 
     # -- what is asked for
 
@@ -404,7 +408,7 @@ class Survey:
             return []
         # Before a swap the link leads to the previous one, after it that is the newest of the others. A name with a dot
         # in front is what an interrupted `lay` has left.
-        others = sorted(times.keys() - {wanted}, key=times.__getitem__)
+        others = sorted(times.keys() - {wanted, self.paths["directories"]}, key=times.__getitem__)
         previous = current
         if current == wanted:
             complete = [path for path in others if not os.path.basename(path).startswith(".")]
@@ -632,8 +636,9 @@ def _leftovers(request: dict[str, Any]) -> dict[str, Any]:
     files = [path for path in files if os.path.lexists(path)]
     gone = set(files)
     directories = []
-    for path in (paths["includes"], os.path.dirname(paths["policy"]), os.path.dirname(paths["launcher"])):
-        if os.path.isdir(path) and all(os.path.join(path, name) in gone for name in os.listdir(path)):
+    # What is in a directory comes before the directory itself.
+    for path in sorted(_read(paths["directories"]).decode().split(), reverse=True):
+        if path not in gone and all(os.path.join(path, name) in gone for name in _entries(path)):
             directories.append(path)
             gone.add(path)
     bridges = [bridge for bridge in request["bridges"] if _is_bridge(str(bridge["name"]))]
@@ -881,12 +886,16 @@ def _has_machine_id() -> bool:
 
 
 def _our_includes(directory: str, header: str) -> list[str]:
+    names = sorted(name for name in _entries(directory) if re.fullmatch(r"(user|group)-.+\.conf", name))
+    return [path for path in (os.path.join(directory, name) for name in names) if _is_ours(path, header)]
+
+
+def _entries(directory: str) -> list[str]:
+    """The names in a directory, none if there is no such directory."""
     try:
-        names = sorted(os.listdir(directory))
+        return os.listdir(directory)
     except FileNotFoundError:
         return []
-    paths = [os.path.join(directory, name) for name in names if re.fullmatch(r"(user|group)-.+\.conf", name)]
-    return [path for path in paths if _is_ours(path, header)]
 
 
 def _is_ours(path: str, header: str) -> bool:
