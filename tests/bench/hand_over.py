@@ -132,7 +132,7 @@ def at_once(helper: Path, number: int) -> Crowd:
     waiting = []
     taps = []
     began = time.perf_counter()
-    for _ in range(number):
+    for _number in range(number):
         ours, theirs = socket.socketpair()
         with theirs:
             waiting.append((start([helper, *arguments(BRIDGE)], theirs, stderr), ours))

@@ -244,7 +244,7 @@ def damaged(draw: st.DrawFn) -> Policy:
     files = dict(draw(well_formed()).files)
     path = draw(st.sampled_from(sorted(files)))
     content = files[path].content
-    for _ in range(draw(st.integers(1, 2))):
+    for _number in range(draw(st.integers(1, 2))):
         at = draw(st.integers(0, len(content)))
         content = content[:at] + draw(st.sampled_from(HOSTILE_BYTES)) + content[at + draw(st.integers(0, 1)) :]
     files[path] = files[path]._replace(content=content)

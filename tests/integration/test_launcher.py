@@ -286,7 +286,7 @@ def test_planted_library_in_the_working_directory(library: Path, trap: Path, pyt
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "control"), HOSTILE_VARIABLES, ids=[name for name, _, _ in HOSTILE_VARIABLES]
+    ("name", "value", "control"), HOSTILE_VARIABLES, ids=[name for name, _value, _control in HOSTILE_VARIABLES]
 )
 def test_environment_does_nothing(
     library: Path, trap: Path, python_path: list[str], name: str, value: str, control: str | None

@@ -145,7 +145,7 @@ class Outcome(NamedTuple):
     def sentence(self) -> str:
         """The one line that a start which handed nothing over ended in, without its prefix."""
         assert (self.status, self.sent, self.descriptors, self.stdout) == (1, b"", [], "")
-        prefix, _, sentence = self.stderr.partition(": ")
+        prefix, _colon, sentence = self.stderr.partition(": ")
         assert prefix == "qemu-bridge-helper"
         assert sentence.endswith("\n")
         assert sentence.count("\n") == 1
@@ -372,7 +372,7 @@ def spoil_everything() -> None:
 
 def hostile_environment(trap: Path) -> dict[str, str]:
     """All of `HOSTILE_VARIABLES`, with what `plant` made in `trap`."""
-    return {name: value.format(trap=trap) for name, value, _ in HOSTILE_VARIABLES}
+    return {name: value.format(trap=trap) for name, value, _control in HOSTILE_VARIABLES}
 
 
 def plant(directory: Path) -> None:
@@ -399,4 +399,4 @@ def capabilities(status: str) -> dict[str, int]:
 
 def fields(status: str) -> dict[str, str]:
     """The lines of a text of /proc/PID/status."""
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in status.splitlines())}
+    return {key: value.strip() for key, _colon, value in (line.partition(":") for line in status.splitlines())}

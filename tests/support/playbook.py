@@ -65,7 +65,7 @@ class Playbook:
 
     def finish(self, process: subprocess.Popen[str]) -> Run:
         """Wait for a run that was started."""
-        output, _ = process.communicate()
+        output, _stderr = process.communicate()
         recap = re.search(r"^localhost +:.* changed=(\d+) ", output, re.MULTILINE)
         assert recap, f"the playbook did not run:\n{output}"
         return Run(process.returncode, int(recap[1]), output)
