@@ -19,11 +19,14 @@ LINK := .collections/ansible_collections/hostnet/qemu
 # With the version in their names: another Python needs the environment anew.
 SITE := $(VENV)/site-$(PYTHON_VERSION)
 TEST := $(VENV)/test-$(PYTHON_VERSION)
+# Apart from the rest, since it brings the collections of the whole community.
+MOLECULE_VENV := build/molecule
+MOLECULE := $(MOLECULE_VENV)/ready-$(PYTHON_VERSION)
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
 .DELETE_ON_ERROR:
-.PHONY: help site venv collections test unit lint bench launchers clean
+.PHONY: help site venv collections test unit molecule lint bench launchers clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,22 +49,29 @@ venv: $(SITE) ## make .venv with what Ansible's side needs
 
 collections: $(LINK) ## make the link by which Ansible finds this checkout as hostnet.qemu
 
-test: $(TEST) collections ## run all tests
-	@$(VENV)/bin/pytest $(ARGS)
+test: $(TEST) collections ## run all tests, as root and in namespaces of their own
+	@$(call need,ip:iproute2 getcap:libcap2-bin setfacl:acl)
+	@$(AS_ROOT) $(VENV)/bin/pytest $(ARGS)
 
 unit: $(TEST) collections ## run the tests that take little time
-	@$(VENV)/bin/pytest tests/unit $(ARGS)
+	@$(call need,ip:iproute2 getcap:libcap2-bin)
+	@$(AS_ROOT) $(VENV)/bin/pytest tests/unit $(ARGS)
+
+molecule: $(MOLECULE) collections ## run the role in a container of Debian 12 with systemd
+	@$(call need,podman:podman runc:runc mmdebstrap:mmdebstrap)
+	@PATH="$(CURDIR)/$(MOLECULE_VENV)/bin:$$PATH" $(MOLECULE_VENV)/bin/molecule $(or $(ARGS),test)
 
 lint: $(TEST) collections ## check the style of everything
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/yamllint --strict .
-	$(VENV)/bin/ansible-lint --quiet
+	$(VENV)/bin/ansible-lint -q --offline
 	$(VENV)/bin/antsibull-changelog lint
 
 bench: $(TEST) collections ## measure what the budgets are about
-	@$(VENV)/bin/python -m tests.bench $(ARGS)
+	@$(call need,ip:iproute2)
+	@$(AS_ROOT) $(VENV)/bin/python -m tests.bench $(ARGS)
 
 launchers: ## build the launcher of every architecture; the same bytes come out on any machine
 	@PYTHON='$(PYTHON)' files/launcher/build
@@ -81,31 +91,44 @@ $(TEST): requirements/test.txt $(SITE)
 	@$(PIP) install -r requirements/test.txt
 	@touch $@
 
+$(MOLECULE): requirements/molecule.txt
+	@$(check_python)
+	@echo 'Making $(MOLECULE_VENV) with what Molecule needs.'
+	@$(PYTHON) -m venv $(MOLECULE_VENV)
+	@$(MOLECULE_VENV)/bin/python -m pip --disable-pip-version-check --quiet install -r requirements/molecule.txt
+	@touch $@
+
 $(LINK):
 	@mkdir -p $(@D)
 	@ln -sfn ../../.. $@
 
+# Packages, namespaces and file capabilities are root's to make; sudo asks for the password where it has to.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo env PATH="$(PATH)" LC_ALL="$(LC_ALL)" ANSIBLE_CONFIG="$(ANSIBLE_CONFIG)")
+
+# $(call install,PACKAGE …): install Debian's packages.
+define install
+if ! command -v apt-get >/dev/null; then \
+    echo "make: this needs what Debian packages as" $(1)": install it, and run make again." >&2; exit 1; \
+fi; \
+if [ -n '$(AS_ROOT)' ] && ! command -v sudo >/dev/null; then \
+    echo "make: packages are missing and there is no sudo: as root, apt-get install" $(1) >&2; exit 1; \
+fi; \
+echo "Installing" $(1)"."; \
+$(AS_ROOT) apt-get -qq update && \
+$(AS_ROOT) env DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes \
+    apt-get -qq install --no-install-recommends $(1) >/dev/null || exit 1
+endef
+
+# $(call need,COMMAND:PACKAGE …): install the packages of those commands that are missing.
+define need
+missing=; \
+for pair in $(1); do command -v "$${pair%%:*}" >/dev/null || missing="$$missing $${pair#*:}"; done; \
+if [ -n "$$missing" ]; then $(call install,$$missing); fi
+endef
+
 # A Python of 3.11 or newer that can make virtual environments; what is missing of it is installed.
 define check_python
-if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
-    if ! command -v apt-get >/dev/null; then \
-        echo 'make: this needs $(PYTHON) with venv and ensurepip: install them, or give another by PYTHON=.' >&2; \
-        exit 1; \
-    fi; \
-    sudo=; \
-    if [ "$$(id -u)" -ne 0 ]; then \
-        sudo=sudo; \
-        if ! command -v sudo >/dev/null; then \
-            echo 'make: python3-venv is missing and there is no sudo: as root, apt-get install python3-venv' >&2; \
-            exit 1; \
-        fi; \
-    fi; \
-    echo 'Installing python3-venv.'; \
-    set -e; \
-    $$sudo apt-get -qq update; \
-    $$sudo env DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes \
-        apt-get -qq install --no-install-recommends python3-venv >/dev/null; \
-fi; \
+if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then $(call install,python3-venv); fi; \
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
     echo "make: Ansible needs Python 3.11 or newer here, and this is $$($(PYTHON) --version):" \
         'give another by PYTHON=, or run make on a newer machine with ARGS="-i INVENTORY".' >&2; \
