@@ -260,6 +260,13 @@ def test_without_the_capability() -> None:
     check_refused(launch(COMMAND))
 
 
+def test_tun_device_that_is_closed_to_the_user(sandbox: Sandbox) -> None:
+    """CAP_NET_ADMIN does not open it: its mode has to."""
+    sandbox.make_tun(0o600)
+    sentence = check_refused(launch(COMMAND))
+    assert "failed to open /dev/net/tun: Permission denied (EACCES); it is closed to this user, an admin" in sentence
+
+
 def test_helper_without_the_launcher() -> None:
     """Its files are nobody's secret and start for everyone, without the capability."""
     outcome = launch([PYTHON, "-I", "-S", LIBRARY / "qemu-bridge-helper.py", *COMMAND[1:]])
