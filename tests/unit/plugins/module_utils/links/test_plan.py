@@ -479,7 +479,9 @@ def comparable(network: Network) -> list[Any]:
         subnets: dict[str, list[Address]] = {}
         for address in link.addresses:
             subnets.setdefault(str(address.key) if address.ipv6 else address.subnet, []).append(address)
-        links.append((replace(link, mac_pinned=None, addresses=()), subnets))
+        # Not the order of those behind the first: one that left the middle comes back at the end.
+        ordered = {subnet: (each[0], {other.key: other for other in each[1:]}) for subnet, each in subnets.items()}
+        links.append((replace(link, mac_pinned=None, addresses=()), ordered))
     return links
 
 
