@@ -41,7 +41,7 @@ def reconcile(module: AnsibleModule, bridges: Sequence[Bridge]) -> Outcome:
     """Bring the bridges of a task into their state, or say how in check mode; raises LinksError."""
     try:
         with Kernel(module.params["netns"]) as links:
-            return links.reconcile(bridges, check=module.check_mode)
+            return links.reconcile(bridges, check=module.check_mode, spare_connection=True)
     except NoNamespace as error:
         if not module.check_mode:
             raise

@@ -63,6 +63,10 @@ options:
       - Do what cuts somebody off. Remove a bridge although guests hold taps on it, and take links that O(ports) lists
         away from another bridge.
       - A guest holds a tap which is not persistent, or has a carrier, or has a queue in use.
+      - Also put links that carry the connection of Ansible on or off a bridge, delete them, take them down, or change
+        their MAC address, MTU or addresses. Those are the link with the server's address of E(SSH_CONNECTION), the one
+        that leads to its client, and the ports of these if they are bridges; without an SSH connection the links of the
+        default routes. It is looked for in the namespace of the connection only.
     type: bool
     default: false
   up:

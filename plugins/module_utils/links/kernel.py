@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import guard
 from .host import Sysfs, errno_words, namespace
 from .model import (
     ADDRESS,
@@ -58,6 +59,7 @@ try:
     import pyroute2  # type: ignore[import-untyped]
     from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg  # type: ignore[import-untyped]
     from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg, protinfo_bridge  # type: ignore[import-untyped]
+    from pyroute2.netlink.rtnl.rtmsg import rtmsg  # type: ignore[import-untyped]
 except ImportError as missing:
     _import_error: ImportError | None = missing
 else:
@@ -109,6 +111,8 @@ _ATTRIBUTE = struct.Struct("=HH")
 # <linux/rtnetlink.h>
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_GETROUTE = 26
+RT_TABLE_MAIN = 254
 RTEXT_FILTER_SKIP_STATS = 8
 # <linux/if.h>
 IFF_UP = 0x1
@@ -418,12 +422,16 @@ class Kernel:
     def __exit__(self, *_exception: object) -> None:
         self._resources.close()
 
-    def reconcile(self, bridges: Sequence[Bridge], *, check: bool = False) -> Outcome:
+    def reconcile(self, bridges: Sequence[Bridge], *, check: bool = False, spare_connection: bool = False) -> Outcome:
         """Bring the host into the state that `bridges` ask for, or with `check` only say how.
 
-        Raises LinksError: Refused before any change, KernelError after all that was done has been undone.
+        With `spare_connection`, what may cut the connection of whoever runs this is refused unless forced. Raises
+        LinksError: Refused before any change, KernelError after all that was done has been undone.
         """
         plan = make_plan(bridges, self.read(bridges))
+        # The connection is one of the namespace that the process came from.
+        if plan.steps and spare_connection and self._netns is None:
+            guard.spare(plan, self._carriers())
         if check or not plan.steps:
             return Outcome(plan, plan.after)
         done: list[Step] = []
@@ -564,6 +572,59 @@ class Kernel:
             raise _failure("list the addresses", "ip address show", refusal) from None
         # Kernels before 4.20 don't filter.
         return tuple(_address(answer) for answer in answers if answer["index"] == index)
+
+    def _carriers(self) -> dict[str, str]:
+        """The links over which this process is reached, by name, and what each carries."""
+        connection = guard.connection()
+        if connection is None:
+            what = "a default route, over which the host may be reached"
+            indexes = self._default_routes()
+        else:
+            what = f"the connection from {connection.client} to {connection.server}"
+            indexes = self._links_with(connection.server) | self._route_to(connection.client)
+        return {name: what for index in sorted(indexes) for name in self._get(index=index)}
+
+    def _links_with(self, ip: str) -> set[int]:
+        """The indexes of the links that have the address `ip`."""
+        answers = self._ask("list the addresses", ifaddrmsg(), RTM_GETADDR, NLM_F_DUMP)
+        return {
+            answer["index"]
+            for answer in answers
+            if ip in (answer.get_attr("IFA_LOCAL"), answer.get_attr("IFA_ADDRESS"))
+        }
+
+    def _route_to(self, ip: str) -> set[int]:
+        """The index of the link by which packets to `ip` leave; none if there is no route."""
+        message = rtmsg()
+        message["family"] = socket.AF_INET6 if ":" in ip else socket.AF_INET
+        message["dst_len"] = 128 if ":" in ip else 32
+        message["attrs"] = [("RTA_DST", ip)]
+        try:
+            (answer,) = self._socket.ask(message, RTM_GETROUTE, 0)
+        except _Refusal as refusal:
+            if refusal.number in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+                return set()
+            raise _failure(f"ask for the route to {ip}", f"ip route get {ip}", refusal) from None
+        return {answer.get_attr("RTA_OIF")} - {None}
+
+    def _default_routes(self) -> set[int]:
+        """The indexes of the links of all default routes, IPv4's and IPv6's."""
+        found = set()
+        # One by one: a dump for every family ends with IPv4's.
+        for family in (socket.AF_INET, socket.AF_INET6):
+            message = rtmsg()
+            message["family"] = family
+            for answer in self._ask("list the routes", message, RTM_GETROUTE, NLM_F_DUMP):
+                if answer["dst_len"] == 0 and answer["table"] == RT_TABLE_MAIN:
+                    hops = answer.get_attr("RTA_MULTIPATH") or []
+                    found |= {answer.get_attr("RTA_OIF"), *(hop["oif"] for hop in hops)}
+        return found - {None}
+
+    def _ask(self, purpose: str, message: Any, kind: int, flags: int) -> list[Any]:
+        try:
+            return self._socket.ask(message, kind, flags)
+        except _Refusal as refusal:
+            raise _failure(purpose, "", refusal) from None
 
     # Changing
 
