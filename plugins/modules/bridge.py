@@ -108,10 +108,21 @@ options:
       - V(stable) is a locally administered address made from the machine id of the host, the name of the bridge and
         O(netns). It is the same after every reboot, and differs between hosts. It needs C(/etc/machine-id).
     type: str
+  alias:
+    description:
+      - A text for people to read, up to 254 bytes of UTF-8 without control characters (C(IFLA_IFALIAS)). C(ip link)
+        shows it.
+      - An empty string removes it.
+    type: str
   stp:
     description:
       - Whether the bridge runs the Spanning Tree Protocol (C(IFLA_BR_STP_STATE)).
     type: bool
+  priority:
+    description:
+      - The priority of the bridge in the Spanning Tree Protocol, 0 to 65535 (C(IFLA_BR_PRIORITY)). The bridge with the
+        lowest one becomes the root. A fresh bridge has 32768.
+    type: int
   forward_delay:
     description:
       - With STP on, how long a port listens, and then learns, before it forwards, in seconds
@@ -120,11 +131,40 @@ options:
       - With STP on, the kernel accepts 2 to 30 s. Another value is refused before any change, and so is turning on STP
         on a bridge that has one.
     type: float
+  hello_time:
+    description:
+      - With STP on, how often the root sends its messages, in seconds, 1 to 10 (C(IFLA_BR_HELLO_TIME)). Fractions are
+        allowed. Two values are equal if they differ by no more than 0.01 s.
+    type: float
+  max_age:
+    description:
+      - With STP on, how long a message of another bridge is valid, in seconds, 6 to 40 (C(IFLA_BR_MAX_AGE)). After
+        that the bridge takes that one for lost. Fractions are allowed. Two values are equal if they differ by no more
+        than 0.01 s.
+    type: float
   ageing_time:
     description:
       - How long the bridge remembers a MAC address that it does not hear of, in seconds (C(IFLA_BR_AGEING_TIME)).
         Fractions are allowed. Two values are equal if they differ by no more than 0.01 s.
     type: float
+  multicast_snooping:
+    description:
+      - Whether the bridge listens to IGMP and MLD, and forwards the frames of a group only to ports that asked for it
+        (C(IFLA_BR_MCAST_SNOOPING)). A fresh bridge does.
+      - Without a querier in the network, members are forgotten after some minutes. See O(multicast_querier).
+    type: bool
+  multicast_querier:
+    description:
+      - Whether the bridge sends IGMP and MLD queries itself if it hears no other querier (C(IFLA_BR_MCAST_QUERIER)).
+        It has no effect as long as snooping is off.
+    type: bool
+  group_fwd_mask:
+    description:
+      - Which frames of protocols between neighbours the bridge forwards, a mask of 16 bits (C(IFLA_BR_GROUP_FWD_MASK)).
+        Bit N stands for the group address C(01:80:C2:00:00:0N). A fresh bridge has 0 and forwards none.
+      - V(0x4000), bit 14, forwards LLDP, and V(0x8), bit 3, 802.1X.
+      - Bits 0, 1 and 2 are refused, because the kernel never forwards these.
+    type: int
   addresses:
     description:
       - IPv4 and IPv6 addresses of the bridge with their prefix lengths, such as V(192.0.2.1/24) and V(2001:db8::1/64).
@@ -184,6 +224,14 @@ EXAMPLES = r"""
     name: br0
     stp: true
     forward_delay: 2.5
+
+- name: Let LLDP pass between guests, and keep multicast to those who want it
+  hostnet.qemu.bridge:
+    name: br0
+    group_fwd_mask: 0x4000
+    multicast_snooping: true
+    multicast_querier: true
+    alias: guests of the lab
 
 - name: Make a bridge in another network namespace
   hostnet.qemu.bridge:
@@ -247,21 +295,56 @@ bridge:
       type: bool
       returned: when the bridge is present
       sample: true
+    alias:
+      description: The text for people; an empty string if there is none.
+      type: str
+      returned: when the bridge is present
+      sample: guests of the lab
     stp:
       description: Whether the bridge runs STP.
       type: bool
       returned: when the bridge is present
       sample: false
+    priority:
+      description: The priority in STP.
+      type: int
+      returned: when the bridge is present
+      sample: 32768
     forward_delay:
       description: The forward delay in seconds.
       type: float
       returned: when the bridge is present
       sample: 0.0
+    hello_time:
+      description: The hello time in seconds.
+      type: float
+      returned: when the bridge is present
+      sample: 2.0
+    max_age:
+      description: The longest validity of a message of STP in seconds.
+      type: float
+      returned: when the bridge is present
+      sample: 20.0
     ageing_time:
       description: The ageing time in seconds.
       type: float
       returned: when the bridge is present
       sample: 300.0
+    multicast_snooping:
+      description: Whether the bridge listens to IGMP and MLD; V(null) on a kernel without it.
+      type: bool
+      returned: when the bridge is present
+      sample: true
+    multicast_querier:
+      description: Whether the bridge sends queries; V(null) on a kernel without multicast snooping.
+      type: bool
+      returned: when the bridge is present
+      sample: false
+    group_fwd_mask:
+      description: The mask of the group addresses that are forwarded.
+      type: int
+      returned: when the bridge is present
+      sample: 0
     addresses:
       description: The addresses, except for link-local ones and those that somebody renews.
       type: list

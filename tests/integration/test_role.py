@@ -342,6 +342,7 @@ def test_wrong_variables_are_refused_before_anything_is_changed(host: Sandbox, p
                 {"name": "br1", "mac": "01:00:5e:00:00:01", "mtu": 67, "ageing_time": -1, "ports": ["no-link"]},
                 {"name": "br2", "mac": "52:54:00:12:34", "addresses": ["192.0.2.1", "2001:db8::/129", "192.0.2.2/24"]},
                 {"name": "br3", "mac": "52:54:00:12:34:56", "mtu": 65535, "ports": ["lo"], "forward_delay": 0},
+                {"name": "br4", "hello_time": 0.5, "max_age": 41, "priority": 65536, "group_fwd_mask": 5},
             ],
             "qemu_bridge_acl": [
                 {"bridge": "br%d", "action": "allow"},
@@ -382,6 +383,10 @@ def test_wrong_variables_are_refused_before_anything_is_changed(host: Sandbox, p
         "- qemu_bridge_bridges: br2: mac `52:54:00:12:34` is neither",
         "- qemu_bridge_bridges: br2: address 192.0.2.1 has no prefix length",
         "- qemu_bridge_bridges: br2: `2001:db8::/129` is no address",
+        "- qemu_bridge_bridges: br4: hello_time 0.5 is not from 1 to 10",
+        "- qemu_bridge_bridges: br4: max_age 41 is not from 6 to 40",
+        "- qemu_bridge_bridges: br4: priority 65536 is not from 0 to 65535",
+        "- qemu_bridge_bridges: br4: group_fwd_mask 5 has one of the bits 0, 1 and 2",
         "- qemu_bridge_acl: `br%d` is no name of a bridge: it holds",
         "- qemu_bridge_acl: the deny of br0 names users or groups",
         "- qemu_bridge_acl: the allow of br0 has no users and groups in its lists",

@@ -27,6 +27,7 @@ from . import guard
 from .host import Sysfs, errno_words, namespace
 from .model import (
     ADDRESS,
+    ALIAS,
     BRIDGE_OPTIONS,
     LINK,
     MTU,
@@ -342,6 +343,8 @@ def _nested(*attributes: tuple[str, Any]) -> dict[str, Any]:
 
 def _wire(option: Option, value: Value) -> tuple[str, Any]:
     """An option as a netlink attribute."""
+    if option is ALIAS:
+        return option.attribute, os.fsencode(str(value))
     return option.attribute, int(value) if isinstance(value, bool) else value
 
 
@@ -534,7 +537,12 @@ class Kernel:
         information = message.get_attr("IFLA_LINKINFO")
         kind = (information and information.get_attr("IFLA_INFO_KIND")) or ""
         index, is_bridge = message["index"], kind == "bridge"
-        settings: dict[str, Value] = {UP.name: bool(message["flags"] & IFF_UP), MTU.name: message.get_attr("IFLA_MTU")}
+        settings: dict[str, Value] = {
+            UP.name: bool(message["flags"] & IFF_UP),
+            MTU.name: message.get_attr("IFLA_MTU"),
+            # Without one there is no attribute. One that is not UTF-8 is escaped, like a name.
+            ALIAS.name: os.fsdecode(message.get_attr("IFLA_IFALIAS") or ""),
+        }
         mac = message.get_attr("IFLA_ADDRESS")
         if mac:
             settings[ADDRESS.name] = mac

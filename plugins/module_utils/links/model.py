@@ -32,6 +32,11 @@ MIN_MTU, MAX_MTU = 68, 65535
 IPV6_MIN_MTU = 1280
 # net/bridge/br_private.h: BR_MAX_PORTS less port number 0
 MAX_PORTS = 1023
+# <linux/if.h>: IFALIASZ, less the final NUL that the kernel adds and the one that pyroute2 sends
+MAX_ALIAS = 254
+# net/bridge/br_private.h: BR_GROUPFWD_RESTRICTED. Frames of STP, of flow control and of link aggregation are for the
+# bridge itself, and never forwarded.
+RESTRICTED_GROUPS = 0b111
 # <linux/if_addr.h>: lifetime of an address that nobody renews
 FOREVER = 0xFFFFFFFF
 
@@ -122,6 +127,33 @@ def _number(value: object, what: str) -> int:
     return value
 
 
+def _group_mask(value: object, what: str) -> int:
+    """A mask of the group addresses 01:80:C2:00:00:00 to -0F; br_set_group_fwd_mask() in the kernel refuses three."""
+    mask = _number(value, what)
+    if not 0 <= mask <= 0xFFFF:
+        raise BadValue(f"{what}: {mask} is out of range; it is a mask of 16 bits, 0 to 65535.")
+    if mask & RESTRICTED_GROUPS:
+        raise BadValue(
+            f"{what}: {mask} has one of the bits 0, 1 and 2 set, and the kernel never forwards STP, flow control and "
+            "link aggregation, which they stand for. Leave these bits out."
+        )
+    return mask
+
+
+def _alias(value: object, what: str) -> str:
+    """Text of at most 254 bytes; dev_set_alias() in the kernel. Control characters would spoil what shows it."""
+    text = str(value)
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise BadValue(f"{what}: {text!r} is not valid UTF-8.") from None
+    if size > MAX_ALIAS:
+        raise BadValue(f"{what}: it has {size} bytes, and {MAX_ALIAS} are possible. Shorten it.")
+    if any(ord(character) < 0x20 or ord(character) == 0x7F for character in text):
+        raise BadValue(f"{what}: {text!r} holds a control character. Leave it out.")
+    return text
+
+
 def _flag(value: object, what: str) -> bool:
     if not isinstance(value, bool):
         raise BadValue(f"{what}: {value!r} is neither true nor false.")
@@ -143,6 +175,8 @@ FLAG = Unit("bool", _flag)
 NUMBER = Unit("int", _number)
 SECONDS = Unit("float", _seconds, lambda value: value / 100, slack=1)
 MAC = Unit("str", unicast_mac)
+TEXT = Unit("str", _alias)
+GROUP_MASK = Unit("int", _group_mask)
 
 # What an option belongs to: any link, a bridge, a port of a bridge.
 LINK, BRIDGE, PORT = "link", "bridge", "port"
@@ -152,7 +186,8 @@ LINK, BRIDGE, PORT = "link", "bridge", "port"
 class Option:
     """One setting of a link: its name in the modules, its netlink attribute, its word in iproute2, its unit.
 
-    `default` is what a fresh link of the kind has, in the kernel's unit; None where the kernel works it out.
+    `default` is what a fresh link of the kind has, in the kernel's unit; None where the kernel works it out. `limits`
+    are the lowest and highest value that the kernel ever takes, where it does not take all that the attribute can hold.
     """
 
     name: str
@@ -161,10 +196,16 @@ class Option:
     word: str
     unit: Unit
     default: Value | None = None
+    limits: tuple[int, int] | None = None
 
     def parse(self, value: object, owner: str) -> Value:
         """The kernel's value for what the administrator wrote for `owner`; raises BadValue."""
-        return self.unit.parse(value, f"{self.name} of {owner}")
+        what = f"{self.name} of {owner}"
+        parsed = self.unit.parse(value, what)
+        if self.limits and not self.limits[0] <= int(parsed) <= self.limits[1]:
+            lowest, highest = (f"{self.report(limit):g}" for limit in self.limits)
+            raise BadValue(f"{what}: {value} is out of range; the kernel takes {lowest} to {highest}.")
+        return parsed
 
     def report(self, value: Value) -> Any:
         """What the administrator would have written for the kernel's `value`."""
@@ -182,12 +223,30 @@ class Option:
 UP = Option("up", LINK, "IFF_UP", "up", FLAG, False)
 MTU = Option("mtu", LINK, "IFLA_MTU", "mtu", NUMBER, 1500)
 ADDRESS = Option("mac", LINK, "IFLA_ADDRESS", "address", MAC)
+ALIAS = Option("alias", LINK, "IFLA_IFALIAS", "alias", TEXT, "")
 STP = Option("stp", BRIDGE, "IFLA_BR_STP_STATE", "stp_state", FLAG, False)
 FORWARD_DELAY = Option("forward_delay", BRIDGE, "IFLA_BR_FORWARD_DELAY", "forward_delay", SECONDS, 1500)
 AGEING_TIME = Option("ageing_time", BRIDGE, "IFLA_BR_AGEING_TIME", "ageing_time", SECONDS, 30000)
+# br_set_hello_time() and br_set_max_age() in net/bridge/br_stp.c keep these limits with STP on and off.
+HELLO_TIME = Option("hello_time", BRIDGE, "IFLA_BR_HELLO_TIME", "hello_time", SECONDS, 200, (100, 1000))
+MAX_AGE = Option("max_age", BRIDGE, "IFLA_BR_MAX_AGE", "max_age", SECONDS, 2000, (600, 4000))
+PRIORITY = Option("priority", BRIDGE, "IFLA_BR_PRIORITY", "priority", NUMBER, 0x8000, (0, 0xFFFF))
+MULTICAST_SNOOPING = Option("multicast_snooping", BRIDGE, "IFLA_BR_MCAST_SNOOPING", "mcast_snooping", FLAG, True)
+MULTICAST_QUERIER = Option("multicast_querier", BRIDGE, "IFLA_BR_MCAST_QUERIER", "mcast_querier", FLAG, False)
+GROUP_FWD_MASK = Option("group_fwd_mask", BRIDGE, "IFLA_BR_GROUP_FWD_MASK", "group_fwd_mask", GROUP_MASK, 0)
 
-LINK_OPTIONS = (UP, MTU, ADDRESS)
-BRIDGE_OPTIONS = (STP, FORWARD_DELAY, AGEING_TIME)
+LINK_OPTIONS = (UP, MTU, ADDRESS, ALIAS)
+BRIDGE_OPTIONS = (
+    STP,
+    PRIORITY,
+    FORWARD_DELAY,
+    HELLO_TIME,
+    MAX_AGE,
+    AGEING_TIME,
+    MULTICAST_SNOOPING,
+    MULTICAST_QUERIER,
+    GROUP_FWD_MASK,
+)
 # A link that leaves its bridge loses these; they are known here so that an undone departure restores them.
 PORT_OPTIONS = (
     Option("cost", PORT, "IFLA_BRPORT_COST", "cost", NUMBER),

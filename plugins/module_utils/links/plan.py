@@ -11,12 +11,14 @@ from one account of what the kernel does.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .model import (
     ADDRESS,
+    ALIAS,
     BRIDGE,
     BRIDGE_OPTIONS,
     FOREVER,
@@ -270,7 +272,7 @@ def _words(option: Option, value: Value) -> list[str]:
     if isinstance(value, bool):
         # Bridges say 1 and 0, their ports on and off; iproute2 takes either only there.
         return [option.word, str(int(value)) if option.level == BRIDGE else "on" if value else "off"]
-    return [option.word, str(value)]
+    return [option.word, shlex.quote(str(value))]
 
 
 def _without_master(link: Link) -> Link:
@@ -430,7 +432,7 @@ class _Planner:
         present = [bridge for bridge in self.bridges if bridge.present]
         for step in (
             self._create,
-            self._set_bridge_options,
+            self._set_options,
             # A port joins before others leave, so that a failure to join costs nobody his place.
             self._add_ports,
             self._drop_ports,
@@ -460,13 +462,14 @@ class _Planner:
 
     def _create(self, bridge: Bridge) -> None:
         if bridge.name not in self.network:
-            # Not the MTU: the kernel would not take one given at creation for the administrator's choice, and would let
-            # it follow the ports.
+            # Not the alias, which the kernel passes over at creation. Not the MTU: the kernel would not take one given
+            # at creation for the administrator's choice, and would let it follow the ports.
             at_creation = {option.name for option in (ADDRESS, *BRIDGE_OPTIONS)}
             settings = {name: value for name, value in bridge.settings.items() if name in at_creation}
             self._do(CreateBridge(bridge.name, settings))
 
-    def _set_bridge_options(self, bridge: Bridge) -> None:
+    def _set_options(self, bridge: Bridge) -> None:
+        self._set(bridge, ALIAS)
         # The kernel checks the timers while STP is on: turn it off before them, on after them.
         first = () if bridge.settings.get(STP.name) else (STP,)
         others = tuple(option for option in BRIDGE_OPTIONS if option is not STP)

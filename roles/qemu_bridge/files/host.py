@@ -59,6 +59,8 @@ IFA_LOCAL = 2
 MAX_NAME = 15
 # <linux/if_ether.h>: ETH_MIN_MTU and ETH_MAX_MTU.
 MIN_MTU, MAX_MTU = 68, 65535
+# Lowest and highest value that the kernel takes, see the same options in links/model.py.
+RANGES = {"hello_time": (1, 10), "max_age": (6, 40), "priority": (0, 65535), "group_fwd_mask": (0, 65535)}
 # tapfd/acl.py reads at most this many files, bridge.conf among them.
 MAX_FILES = 64
 
@@ -799,6 +801,12 @@ def _bridge_faults(bridge: dict[str, Any]) -> Iterator[str]:
     for timer in ("forward_delay", "ageing_time"):
         if float(bridge.get(timer) or 0) < 0:
             yield f"{timer} {bridge[timer]} is negative"
+    for option, (lowest, highest) in RANGES.items():
+        value = bridge.get(option)
+        if value is not None and not lowest <= float(value) <= highest:
+            yield f"{option} {value} is not from {lowest} to {highest}"
+    if int(bridge.get("group_fwd_mask") or 0) & 0b111:
+        yield f"group_fwd_mask {bridge['group_fwd_mask']} has one of the bits 0, 1 and 2, which the kernel refuses"
     for address in map(str, bridge.get("addresses") or []):
         try:
             # Of a point-to-point address the prefix length stands with the peer.

@@ -72,6 +72,20 @@ OPTIONS = [
     ("forward_delay", 0, 7.2, lambda data: data["forward_delay"] == 720),
     ("ageing_time", 0, 12.3, lambda data: data["ageing_time"] == 1230),
     ("ageing_time", 60, 100000, lambda data: data["ageing_time"] == 10000000),
+    ("alias", "one's own", "two words", lambda data: data["ifalias"] == "two words"),
+    ("alias", "ä" * 127, "", lambda data: "ifalias" not in data),
+    ("hello_time", 1, 9.5, lambda data: data["hello_time"] == 950),
+    ("hello_time", 1.2, 10, lambda data: data["hello_time"] == 1000),
+    ("max_age", 6, 7.2, lambda data: data["max_age"] == 720),
+    ("max_age", 39, 40, lambda data: data["max_age"] == 4000),
+    ("priority", 4096, 0, lambda data: data["priority"] == 0),
+    ("priority", 0, 65535, lambda data: data["priority"] == 65535),
+    ("multicast_snooping", False, True, lambda data: data["mcast_snooping"] == 1),
+    ("multicast_snooping", True, False, lambda data: data["mcast_snooping"] == 0),
+    ("multicast_querier", True, False, lambda data: data["mcast_querier"] == 0),
+    ("multicast_querier", False, True, lambda data: data["mcast_querier"] == 1),
+    ("group_fwd_mask", 8, 0x4000, lambda data: data["group_fwd_mask"] == "0x4000"),
+    ("group_fwd_mask", 0xFFF8, 0, lambda data: data["group_fwd_mask"] == "0"),
 ]
 
 
@@ -101,6 +115,9 @@ def test_timers_that_the_kernel_rounds(sandbox: Sandbox) -> None:
     for seconds in (7.25, 7.27, 0.01, 0.03, 123.45):
         assert run(forward_delay=seconds, ageing_time=seconds)["changed"]
         assert not run(forward_delay=seconds, ageing_time=seconds)["changed"]
+    for hello_time, max_age in ((1.01, 6.01), (1.33, 7.25), (9.99, 39.99)):
+        assert run(hello_time=hello_time, max_age=max_age)["changed"]
+        assert not run(hello_time=hello_time, max_age=max_age)["changed"]
 
 
 def test_ports_and_addresses(sandbox: Sandbox) -> None:
@@ -235,6 +252,11 @@ def test_a_port_of_another_bridge(sandbox: Sandbox) -> None:
         ({"stp": True, "forward_delay": 31}, "has to be 2 to 30 s"),
         ({"forward_delay": -1}, "out of range"),
         ({"ageing_time": "nan"}, "out of range"),
+        ({"hello_time": 0.99}, "the kernel takes 1 to 10"),
+        ({"max_age": 40.01}, "the kernel takes 6 to 40"),
+        ({"priority": 65536}, "the kernel takes 0 to 65535"),
+        ({"group_fwd_mask": 1}, "bits 0, 1 and 2"),
+        ({"alias": "two\nlines"}, "holds a control character"),
         ({"mtu": 67}, "68 to 65535 bytes"),
         ({"mtu": 1279, "addresses": ["2001:db8::1/64"]}, "IPv6 needs an MTU of 1280"),
         ({"mac": "01:00:5e:00:00:01"}, "not a unicast address"),

@@ -32,6 +32,17 @@ from hypothesis import strategies as st
 from support.namespaces import Sandbox, ip, mount
 
 MAC = "02:00:00:00:00:01"
+BRIDGE_SETTINGS = (
+    "stp_state",
+    "priority",
+    "forward_delay",
+    "hello_time",
+    "max_age",
+    "ageing_time",
+    "mcast_snooping",
+    "mcast_querier",
+    "group_fwd_mask",
+)
 PORT_SETTINGS = (
     "state",
     "priority",
@@ -78,8 +89,8 @@ def snapshot() -> dict[str, Any]:
         info = link.get("linkinfo", {})
         state[link["ifname"]] = {
             "up": "UP" in link["flags"],
-            **{key: link.get(key) for key in ("mtu", "address", "master")},
-            "bridge": {key: info.get("info_data", {}).get(key) for key in ("stp_state", "forward_delay", "ageing_time")}
+            **{key: link.get(key) for key in ("mtu", "address", "master", "ifalias")},
+            "bridge": {key: info.get("info_data", {}).get(key) for key in BRIDGE_SETTINGS}
             if info.get("info_kind") == "bridge"
             else None,
             "port": {key: info.get("info_slave_data", {}).get(key) for key in PORT_SETTINGS},
@@ -271,6 +282,13 @@ UPHEAVAL: dict[str, Any] = {
     "stp": False,
     "forward_delay": 0,
     "ageing_time": 60.5,
+    "hello_time": 1.5,
+    "max_age": 6,
+    "priority": 4096,
+    "multicast_snooping": False,
+    "multicast_querier": True,
+    "group_fwd_mask": 0x4008,
+    "alias": "guests of the lab",
     "ports": ["p3", "p4"],
     "ports_mode": "exact",
     "force": True,
@@ -305,7 +323,18 @@ def test_everything_at_once(sandbox: Sandbox, tmp_path: Path, promote: str, up: 
     assert describe(outcome.after, "br0") == describe(foreseen.after, "br0")
     assert apply(desired).plan.operations == []
     after = snapshot()
-    assert after["br0"]["bridge"] == {"stp_state": 0, "forward_delay": 0, "ageing_time": 6050}
+    assert after["br0"]["ifalias"] == UPHEAVAL["alias"]
+    assert after["br0"]["bridge"] == {
+        "stp_state": 0,
+        "priority": 4096,
+        "forward_delay": 0,
+        "hello_time": 150,
+        "max_age": 600,
+        "ageing_time": 6050,
+        "mcast_snooping": 0,
+        "mcast_querier": 1,
+        "group_fwd_mask": "0x4008",
+    }
     assert (after["br0"]["mtu"], after["br0"]["address"], after["br0"]["up"]) == (1400, MAC, up)
     assert [after[name]["master"] for name in ("p1", "p2", "p3", "p4")] == [None, None, "br0", "br0"]
     assert (before["p4"]["up"], after["p4"]["up"]) == (False, up)
@@ -486,6 +515,13 @@ def tasks(draw: st.DrawFn) -> Bridge:
         "stp": draw(st.sampled_from([None, False, True])),
         "forward_delay": draw(st.sampled_from([None, 2, 2.5, 30])),
         "ageing_time": draw(st.sampled_from([None, 0, 60.5, 300])),
+        "hello_time": draw(st.sampled_from([None, 1, 1.8, 10])),
+        "max_age": draw(st.sampled_from([None, 6, 7.6, 40])),
+        "priority": draw(st.sampled_from([None, 0, 0x1001, 0xFFFF])),
+        "multicast_snooping": draw(st.sampled_from([None, False, True])),
+        "multicast_querier": draw(st.sampled_from([None, False, True])),
+        "group_fwd_mask": draw(st.sampled_from([None, 0, 0xFFF8])),
+        "alias": draw(st.sampled_from([None, "", "ä b"])),
         "force": True,
     }
     for name, values in (("ports", ("p1", "p2", "p3")), ("addresses", REAL_ADDRESSES)):

@@ -194,6 +194,33 @@ def test_bad_scalar(option: model.Option, value: object) -> None:
         option.parse(value, "br0")
 
 
+@pytest.mark.parametrize(
+    ("option", "lowest", "highest", "step"),
+    [(model.HELLO_TIME, 1, 10, 0.01), (model.MAX_AGE, 6, 40, 0.01), (model.PRIORITY, 0, 65535, 1)],
+)
+def test_what_the_kernel_never_takes(option: model.Option, lowest: int, highest: int, step: float) -> None:
+    """Facts: br_set_hello_time() and br_set_max_age() answer ERANGE, with STP off too; the priority is a __u16."""
+    for value in (lowest, highest):
+        assert option.report(option.parse(value, "br0")) == value
+    for value in (lowest - step, highest + step):
+        with pytest.raises(BadValue, match=f"^{option.name} of br0: .* the kernel takes {lowest} to {highest}"):
+            option.parse(value, "br0")
+
+
+@pytest.mark.parametrize("mask", [1, 2, 4, 0xFFFF, -8, 0x10000, True, "8"])
+def test_group_masks_that_the_kernel_refuses(mask: object) -> None:
+    with pytest.raises(BadValue, match=r"^group_fwd_mask of br0: "):
+        model.GROUP_FWD_MASK.parse(mask, "br0")
+    assert model.GROUP_FWD_MASK.parse(0xFFF8, "br0") == 0xFFF8
+
+
+@pytest.mark.parametrize("text", ["x" * 255, "ä" * 128, "two\nlines", "nul\0", "\x7f", "\udc80"])
+def test_bad_alias(text: str) -> None:
+    with pytest.raises(BadValue, match=r"^alias of br0: "):
+        model.ALIAS.parse(text, "br0")
+    assert model.ALIAS.parse("ä" * 127, "br0") == "ä" * 127
+
+
 def test_bridge_holds_what_was_given_and_nothing_else() -> None:
     assert parse() == Bridge("br0")
     bridge = parse(stp=False, mtu=None, ports=["a", "b", "a"], ports_mode="exact", addresses=["192.0.2.1/24"] * 2)

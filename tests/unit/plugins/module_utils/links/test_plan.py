@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ansible_collections.hostnet.qemu.plugins.module_utils.links.model import (
     ADDRESS,
+    ALIAS,
     BRIDGE_OPTIONS,
     FORWARD_DELAY,
     MAX_PORTS,
@@ -52,9 +53,8 @@ def bridge_link(name: str = "br0", *addresses: str, pinned: bool = True, **setti
         "up": True,
         "mtu": 1500,
         "mac": MAC,
-        "stp": False,
-        "forward_delay": 1500,
-        "ageing_time": 30000,
+        "alias": "",
+        **{option.name: option.default for option in BRIDGE_OPTIONS if option.default is not None},
     }
     parsed = tuple(Address.parse(address, "") for address in addresses)
     return Link(name, "bridge", {**plain, **settings}, mac_pinned=pinned, addresses=parsed)
@@ -62,7 +62,9 @@ def bridge_link(name: str = "br0", *addresses: str, pinned: bool = True, **setti
 
 def port_link(name: str, master: str = "", **settings: Value) -> Link:
     of_port = PORT_DEFAULTS if master else {}
-    return Link(name, "veth", {"up": True, "mtu": 1500, "mac": OTHER_MAC, **of_port, **settings}, master=master)
+    return Link(
+        name, "veth", {"up": True, "mtu": 1500, "mac": OTHER_MAC, "alias": "", **of_port, **settings}, master=master
+    )
 
 
 def tap_link(name: str, master: str = "", holder: str = "", persistent: bool = True) -> Link:
@@ -123,6 +125,15 @@ def test_timers_move_while_stp_is_off() -> None:
         "ip link set dev br0 type bridge forward_delay 200",
         "ip link set dev br0 type bridge stp_state 1",
     ]
+
+
+def test_an_alias_is_quoted_for_the_shell() -> None:
+    """The kernel passes over an alias at creation."""
+    assert operations(bridge(alias="guests of the lab"), on=[])[:2] == [
+        "ip link add name br0 type bridge",
+        "ip link set dev br0 alias 'guests of the lab'",
+    ]
+    assert operations(bridge(alias=""), on=[bridge_link(alias="old")]) == ["ip link set dev br0 alias ''"]
 
 
 def test_timers_within_a_centisecond_are_left() -> None:
@@ -393,6 +404,11 @@ def networks(draw: st.DrawFn) -> Network:
             stp=stp,
             forward_delay=delay,
             ageing_time=draw(st.integers(0, 2**32 - 1)),
+            hello_time=draw(st.integers(100, 1000)),
+            priority=draw(st.sampled_from([0, 0x8000])),
+            multicast_snooping=draw(st.booleans()),
+            group_fwd_mask=draw(st.sampled_from([0, 0x4000])),
+            alias=draw(st.sampled_from(["", "one"])),
         )
         marked = (replace(address, dynamic=index in dynamic) for index, address in enumerate(kept))
         # The kernel lists the addresses of one IPv4 subnet by age, like this.
@@ -425,6 +441,13 @@ def desires(draw: st.DrawFn) -> list[Bridge]:
             "stp": draw(st.sampled_from([None, False, True])),
             "forward_delay": draw(st.none() | DELAYS),
             "ageing_time": draw(st.none() | DELAYS),
+            "hello_time": draw(st.sampled_from([None, 1, 2.5, 10])),
+            "max_age": draw(st.sampled_from([None, 6, 20, 40])),
+            "priority": draw(st.sampled_from([None, 0, 0x8000, 0xFFFF])),
+            "multicast_snooping": draw(st.sampled_from([None, False, True])),
+            "multicast_querier": draw(st.sampled_from([None, False, True])),
+            "group_fwd_mask": draw(st.sampled_from([None, 0, 8, 0xFFF8])),
+            "alias": draw(st.sampled_from([None, "", "one", "two words"])),
             "ports_mode": draw(st.sampled_from(["append", "exact"])),
             "addresses_mode": draw(st.sampled_from(["append", "exact"])),
         }
@@ -499,7 +522,7 @@ def what_is_not_asked_for_stays(plan: Plan) -> None:
             assert link.name not in plan.after
         elif wish is not None:
             after = plan.after[link.name]
-            for option in (UP, MTU, ADDRESS, *BRIDGE_OPTIONS):
+            for option in (UP, MTU, ADDRESS, ALIAS, *BRIDGE_OPTIONS):
                 if option.name not in wish.settings:
                     assert after.settings[option.name] == link.settings[option.name]
             if wish.addresses is None:
