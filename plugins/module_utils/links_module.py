@@ -14,10 +14,10 @@ from ansible.module_utils.common import respawn
 from .links import kernel
 from .links.host import NoNamespace
 from .links.kernel import Kernel, Outcome, imagine
-from .links.model import ArgumentSpec, Bridge
+from .links.model import ArgumentSpec, Bridge, Tap
 from .links.plan import make_plan
 
-# Options of a task, beside those of its bridges.
+# Options of a task, beside those of its bridges and taps.
 TASK_OPTIONS: ArgumentSpec = {"netns": {"type": "str"}}
 
 # Where distributions install Python packages for: EL's own Python, then everybody's.
@@ -37,16 +37,16 @@ def require_pyroute2(module: AnsibleModule) -> None:
     module.fail_json(msg=fault)
 
 
-def reconcile(module: AnsibleModule, bridges: Sequence[Bridge]) -> Outcome:
-    """Bring the bridges of a task into their state, or say how in check mode; raises LinksError."""
+def reconcile(module: AnsibleModule, bridges: Sequence[Bridge], taps: Sequence[Tap] = ()) -> Outcome:
+    """Bring the bridges and taps of a task into their state, or say how in check mode; raises LinksError."""
     try:
         with Kernel(module.params["netns"]) as links:
-            return links.reconcile(bridges, check=module.check_mode, spare_connection=True)
+            return links.reconcile(bridges, taps, check=module.check_mode, spare_connection=True)
     except NoNamespace as error:
         if not module.check_mode:
             raise
-        module.warn(f"{error} Check mode assumes an empty one in which the ports exist.")
-        plan = make_plan(bridges, imagine(bridges))
+        module.warn(f"{error} Check mode assumes an empty one, but for the links to build on.")
+        plan = make_plan(bridges, imagine(bridges, taps), taps)
         return Outcome(plan, plan.after)
 
 

@@ -57,7 +57,7 @@ def spare(plan: Plan, carriers: Mapping[str, str]) -> None:
         for port in plan.before.ports(name):
             if port.kind != "tun":
                 carried.setdefault(port.name, f"{what}, as a port of {name}")
-    forced = set()
+    forced = {tap.name for tap in plan.taps if tap.force}
     for bridge in plan.bridges:
         if bridge.force:
             forced |= {bridge.name, *(bridge.ports or ()), *(port.name for port in plan.before.ports(bridge.name))}

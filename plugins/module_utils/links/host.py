@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import grp
 import os
+import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +53,16 @@ def machine_id() -> str:
         f"mac: stable needs the machine id, and {MACHINE_ID[0]} holds none. "
         "Make it with systemd-machine-id-setup or dbus-uuidgen --ensure=/etc/machine-id, or give mac an address."
     )
+
+
+def user_id(name: str) -> int:
+    """The id of a user of this host; raises KeyError."""
+    return pwd.getpwnam(name).pw_uid
+
+
+def group_id(name: str) -> int:
+    """The id of a group of this host; raises KeyError."""
+    return grp.getgrnam(name).gr_gid
 
 
 class Sysfs:

@@ -23,29 +23,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..tapfd import tuntap
 from . import guard
 from .host import Sysfs, errno_words, namespace
 from .model import (
     ADDRESS,
     ALIAS,
     BRIDGE_OPTIONS,
+    GROUP,
+    IPV6,
     LINK,
     MTU,
+    MULTI_QUEUE,
+    NOBODY,
+    OWNER,
+    PACKET_INFO,
     PORT,
     PORT_OPTIONS,
+    TUN_OPTIONS,
+    TXQUEUELEN,
     UP,
+    VNET_HDR,
     Address,
     Bridge,
     Link,
     LinksError,
     Network,
     Option,
+    Tap,
     Value,
 )
 from .plan import (
     AddAddress,
     CreateBridge,
+    CreateTap,
     DeleteLink,
+    GiveTap,
     Operation,
     Plan,
     RemoveAddress,
@@ -121,7 +134,16 @@ IFF_LOOPBACK = 0x8
 # <linux/if_arp.h>
 ARPHRD_ETHER = 1
 # <linux/if_link.h>
-_TUN_ATTRIBUTES = {6: "IFLA_TUN_PERSIST", 8: "IFLA_TUN_NUM_QUEUES", 9: "IFLA_TUN_NUM_DISABLED_QUEUES"}
+_TUN_ATTRIBUTES = {
+    1: "IFLA_TUN_OWNER",
+    2: "IFLA_TUN_GROUP",
+    4: "IFLA_TUN_PI",
+    5: "IFLA_TUN_VNET_HDR",
+    6: "IFLA_TUN_PERSIST",
+    7: "IFLA_TUN_MULTI_QUEUE",
+    8: "IFLA_TUN_NUM_QUEUES",
+    9: "IFLA_TUN_NUM_DISABLED_QUEUES",
+}
 # <linux/if_addr.h>
 IFA_F_PERMANENT = 0x80
 # NODAD, OPTIMISTIC, HOMEADDRESS, MANAGETEMPADDR, NOPREFIXROUTE, MCAUTOJOIN: what an address can be added with
@@ -343,6 +365,9 @@ def _nested(*attributes: tuple[str, Any]) -> dict[str, Any]:
 
 def _wire(option: Option, value: Value) -> tuple[str, Any]:
     """An option as a netlink attribute."""
+    if option is IPV6:
+        inet6 = _nested((option.attribute, value))
+        return "IFLA_AF_SPEC", _nested(("AF_INET6", inet6))
     if option is ALIAS:
         return option.attribute, os.fsencode(str(value))
     return option.attribute, int(value) if isinstance(value, bool) else value
@@ -367,12 +392,17 @@ def _values(options: Iterable[Option], attributes: Any) -> dict[str, Value]:
 
 
 def _tun_values(information: Any) -> dict[str, int]:
-    """The attributes of a tap, IFLA_INFO_DATA of kind `tun`, by the names in _TUN_ATTRIBUTES."""
+    """The attributes of a tap, IFLA_INFO_DATA of kind `tun`, by the names in _TUN_ATTRIBUTES.
+
+    Without an owner or a group there is no attribute, and then NOBODY.
+    """
+    values = dict.fromkeys(_TUN_ATTRIBUTES.values(), 0)
+    values.update({OWNER.attribute: NOBODY, GROUP.attribute: NOBODY})
     data = information.get_attr("IFLA_INFO_DATA")
     if not isinstance(data, str):
-        return {name: data.get_attr(name) or 0 for name in _TUN_ATTRIBUTES.values()}
+        read = {name: data.get_attr(name) for name in values}
+        return {**values, **{name: value for name, value in read.items() if value is not None}}
     # pyroute2 0.5 has no codec for them and gives the hexadecimal digits.
-    values = dict.fromkeys(_TUN_ATTRIBUTES.values(), 0)
     for kind, payload in _attributes(bytes.fromhex(data.replace(":", ""))):
         if kind in _TUN_ATTRIBUTES:
             values[_TUN_ATTRIBUTES[kind]] = int.from_bytes(payload, sys.byteorder)
@@ -425,13 +455,20 @@ class Kernel:
     def __exit__(self, *_exception: object) -> None:
         self._resources.close()
 
-    def reconcile(self, bridges: Sequence[Bridge], *, check: bool = False, spare_connection: bool = False) -> Outcome:
-        """Bring the host into the state that `bridges` ask for, or with `check` only say how.
+    def reconcile(
+        self,
+        bridges: Sequence[Bridge],
+        taps: Sequence[Tap] = (),
+        *,
+        check: bool = False,
+        spare_connection: bool = False,
+    ) -> Outcome:
+        """Bring the host into the state that `bridges` and `taps` ask for, or with `check` only say how.
 
         With `spare_connection`, what may cut the connection of whoever runs this is refused unless forced. Raises
         LinksError: Refused before any change, KernelError after all that was done has been undone.
         """
-        plan = make_plan(bridges, self.read(bridges))
+        plan = make_plan(bridges, self.read(bridges, taps), taps)
         # The connection is one of the namespace that the process came from.
         if plan.steps and spare_connection and self._netns is None:
             guard.spare(plan, self._carriers())
@@ -442,8 +479,8 @@ class Kernel:
             for step in plan.steps:
                 self.perform(step.operation)
                 done.append(step)
-            after = self.read(bridges)
-            left = make_plan(bridges, after)
+            after = self.read(bridges, taps)
+            left = make_plan(bridges, after, taps)
             if left.steps:
                 raise LinksError(
                     "The kernel accepted every operation, but its state is not the one asked for. "
@@ -478,21 +515,23 @@ class Kernel:
 
     # Reading
 
-    def read(self, bridges: Sequence[Bridge]) -> Network:
-        """The links that matter to `bridges`: themselves, their ports, those to become ports, and the bridges of these.
+    def read(self, bridges: Sequence[Bridge], taps: Sequence[Tap] = ()) -> Network:
+        """The links that matter; raises KernelError.
 
-        Raises KernelError.
+        That is `bridges` and `taps`, the bridges to be joined, their ports, those to become ports, and the bridges of
+        these.
         """
-        names = {name for bridge in bridges for name in (bridge.name, *(bridge.ports or ()))}
+        masters = {bridge.name for bridge in bridges} | {tap.bridge for tap in taps if tap.bridge}
+        names = masters | {tap.name for tap in taps} | {port for bridge in bridges for port in bridge.ports or ()}
         if len(names) > _FEW:
             messages = {_name(message): message for message in self._dump()}
         else:
             messages = {}
             for name in sorted(names):
                 messages.update(self._get(name))
-            for bridge in bridges:
-                if bridge.name in messages:
-                    for message in self._dump(("IFLA_MASTER", messages[bridge.name]["index"])):
+            for name in sorted(masters):
+                if name in messages:
+                    for message in self._dump(("IFLA_MASTER", messages[name]["index"])):
                         messages[_name(message)] = message
         by_index = {message["index"]: name for name, message in messages.items()}
         for message in list(messages.values()):
@@ -553,6 +592,13 @@ class Kernel:
             tun = _tun_values(information)
             persistent = bool(tun["IFLA_TUN_PERSIST"])
             holder = _holder(tun, bool(message.get_attr("IFLA_CARRIER")))
+            for option in TUN_OPTIONS:
+                value = tun[option.attribute]
+                settings[option.name] = bool(value) if isinstance(option.default, bool) else value
+            settings[TXQUEUELEN.name] = message.get_attr(TXQUEUELEN.attribute)
+            mode = _addr_gen_mode(message)
+            if mode is not None:
+                settings[IPV6.name] = mode
         if information and information.get_attr("IFLA_INFO_SLAVE_KIND") == "bridge":
             settings.update(_values(PORT_OPTIONS, information.get_attr("IFLA_INFO_SLAVE_DATA")))
         lowest, highest = message.get_attr("IFLA_MIN_MTU"), message.get_attr("IFLA_MAX_MTU")
@@ -668,6 +714,21 @@ class Kernel:
         # Asked for when it is needed, so that a bridge is made or not, and never made and counted as failed.
         self._indexes.pop(operation.name, None)
 
+    def _create_tap(self, operation: CreateTap) -> None:
+        # EXCL: it is made, and never one that somebody else has made meanwhile taken for ours.
+        with _attached(operation.name, operation.settings, tuntap.IFF_TUN_EXCL) as tap:
+            for option, give in _GIVE.items():
+                who = operation.settings.get(option, NOBODY)
+                if who != NOBODY:
+                    give(tap, int(who))
+            # Last, so that what fails before leaves nothing behind.
+            tuntap.set_persistent(tap)
+        self._indexes.pop(operation.name, None)
+
+    def _give_tap(self, operation: GiveTap) -> None:
+        with _attached(operation.name, operation.settings) as tap:
+            _GIVE[operation.option.name](tap, int(operation.value))
+
     def _delete_link(self, operation: DeleteLink) -> None:
         self._socket.ask(_link_message(self._index(operation.name)), RTM_DELLINK, NLM_F_ACK)
 
@@ -678,7 +739,12 @@ class Kernel:
             message["flags"], message["change"] = IFF_UP if operation.value else 0, IFF_UP
             self._socket.ask(message, RTM_NEWLINK, NLM_F_ACK)
         elif option.level == LINK:
-            self._change(index, _wire(option, operation.value))
+            try:
+                self._change(index, _wire(option, operation.value))
+            except _Refusal as refusal:
+                # Without IPv6 a link has no address of it either.
+                if option is not IPV6 or IPV6.report(operation.value) or refusal.number != errno.EAFNOSUPPORT:
+                    raise
         else:
             which = "IFLA_INFO_KIND", "IFLA_INFO_DATA"
             if option.level == PORT:
@@ -706,12 +772,46 @@ class Kernel:
 
 _PERFORMERS: dict[type[Operation], Any] = {
     CreateBridge: Kernel._create_bridge,
+    CreateTap: Kernel._create_tap,
+    GiveTap: Kernel._give_tap,
     DeleteLink: Kernel._delete_link,
     Set: Kernel._set,
     SetMaster: Kernel._set_master,
     AddAddress: Kernel._add_address,
     RemoveAddress: Kernel._remove_address,
 }
+
+
+_GIVE = {OWNER.name: tuntap.set_owner, GROUP.name: tuntap.set_group}
+
+
+@contextlib.contextmanager
+def _attached(name: str, settings: Mapping[str, Value], flags: int = 0) -> Iterator[int]:
+    """A descriptor of the tap `name` with the flags of `settings`, which it gets by that; raises _Refusal."""
+    flags |= tuntap.IFF_TAP
+    if not settings.get(PACKET_INFO.name):
+        flags |= tuntap.IFF_NO_PI
+    if settings.get(VNET_HDR.name):
+        flags |= tuntap.IFF_VNET_HDR
+    if settings.get(MULTI_QUEUE.name):
+        flags |= tuntap.IFF_MULTI_QUEUE
+    try:
+        descriptor = tuntap.open_tun()
+        try:
+            tuntap.create(descriptor, name.encode(), flags)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _Refusal(error.errno or 0, "") from None
+
+
+def _addr_gen_mode(message: Any) -> int | None:
+    """How the kernel makes up IPv6 addresses of a link; None where it has no IPv6."""
+    families = message.get_attr("IFLA_AF_SPEC")
+    inet6 = families and families.get_attr("AF_INET6")
+    mode = inet6 and inet6.get_attr(IPV6.attribute)
+    return None if mode is None else int(mode)
 
 
 def _address(message: Any) -> Address:
@@ -736,10 +836,21 @@ def _address(message: Any) -> Address:
     )
 
 
-def imagine(bridges: Iterable[Bridge]) -> Network:
-    """An empty namespace in which the links to become ports exist: what check mode assumes of a missing one."""
-    names = (name for bridge in bridges for name in bridge.ports or ())
-    return Network(Link(name, settings={UP.name: True, MTU.name: 1500}) for name in names)
+def imagine(bridges: Iterable[Bridge], taps: Iterable[Tap] = ()) -> Network:
+    """What check mode assumes of a missing namespace: it holds the links that `bridges` and `taps` build on, no others.
+
+    Those are links to become ports, and bridges to be joined.
+    """
+    bridges, taps = list(bridges), list(taps)
+    made = {bridge.name for bridge in bridges} | {tap.name for tap in taps}
+    plain = {UP.name: True, MTU.name: 1500}
+    network = Network(
+        Link(port, settings=plain) for bridge in bridges for port in bridge.ports or () if port not in made
+    )
+    for tap in taps:
+        if tap.bridge and tap.bridge not in made:
+            network.put(Link(tap.bridge, "bridge", settings=plain))
+    return network
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -749,6 +860,7 @@ _WAYS_OUT = {
     errno.EPERM: "it needs CAP_NET_ADMIN in the network namespace; run the task with become: true",
     errno.EACCES: "it may be IPv6 that is turned off there; see the sysctl net.ipv6.conf.*.disable_ipv6",
     errno.EEXIST: "something else made it in the meantime; run again",
+    errno.ENOENT: "there is no /dev/net/tun; load the kernel's module for it with modprobe tun",
     errno.ENODEV: "the link went away in the meantime; run again",
     errno.EBUSY: "something else uses the link; see which program does, and end it there",
     errno.ENOBUFS: "the kernel is short of memory for it",

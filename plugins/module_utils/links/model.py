@@ -1,7 +1,8 @@
 # Copyright: the hostnet.qemu authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a bridge is: as the administrator wants it (`Bridge`), as the kernel has it (`Link`), and the options of both.
+"""What bridges and taps are: as the administrator wants them (`Bridge`, `Tap`), as the kernel has them (`Link`), and
+the options of both.
 
 Values inside are the kernel's: timers are whole centiseconds (clock_t of USER_HZ = 100), addresses are normalised.
 Seconds and what else the administrator writes exist at the edges only: `Option.parse` on the way in, `Option.report`
@@ -39,6 +40,13 @@ MAX_ALIAS = 254
 RESTRICTED_GROUPS = 0b111
 # <linux/if_addr.h>: lifetime of an address that nobody renews
 FOREVER = 0xFFFFFFFF
+
+# drivers/net/tun.c: MAX_MTU less the Ethernet header, the largest of every tap
+MAX_TAP_MTU = 65521
+# <linux/uidgid.h>: the id that is none, as a tap has it whose owner was never set
+NOBODY = -1
+# <linux/if_link.h>: IN6_ADDR_GEN_MODE_EUI64 and IN6_ADDR_GEN_MODE_NONE
+_EUI64, _NO_ADDRESS = 0, 1
 
 # What `mac` may say instead of an address.
 STABLE = "stable"
@@ -169,6 +177,8 @@ class Unit:
     report: Callable[[Any], Any] = lambda value: value
     # Kernel values this far apart are equal: jiffies round timers by up to a centisecond.
     slack: int = 0
+    # Kernel values are equal if this says the same of them.
+    meaning: Callable[[Any], Any] = lambda value: value
 
 
 FLAG = Unit("bool", _flag)
@@ -176,10 +186,19 @@ NUMBER = Unit("int", _number)
 SECONDS = Unit("float", _seconds, lambda value: value / 100, slack=1)
 MAC = Unit("str", unicast_mac)
 TEXT = Unit("str", _alias)
+# The kernel has more ways to make an address up than one; any of them means true.
+ADDR_GEN_MODE = Unit(
+    "bool",
+    lambda value, what: _EUI64 if _flag(value, what) else _NO_ADDRESS,
+    lambda value: value != _NO_ADDRESS,
+    meaning=lambda value: value != _NO_ADDRESS,
+)
+# Ids of users and groups; the names that they are written by are looked up by `Tap.from_arguments`.
+ID = Unit("str", _number, lambda value: None if value == NOBODY else value)
 GROUP_MASK = Unit("int", _group_mask)
 
-# What an option belongs to: any link, a bridge, a port of a bridge.
-LINK, BRIDGE, PORT = "link", "bridge", "port"
+# What an option belongs to: any link, a bridge, a port of a bridge, a tap.
+LINK, BRIDGE, PORT, TAP = "link", "bridge", "port", "tap"
 
 
 @dataclass(frozen=True)
@@ -213,8 +232,10 @@ class Option:
 
     def same(self, one: Value | None, other: Value | None) -> bool:
         """Whether the kernel's values `one` and `other` mean the same."""
-        if one is None or other is None or not self.unit.slack:
-            return one == other
+        if one is None or other is None:
+            return one is other
+        if not self.unit.slack:
+            return bool(self.unit.meaning(one) == self.unit.meaning(other))
         return abs(int(one) - int(other)) <= self.unit.slack
 
 
@@ -247,10 +268,26 @@ BRIDGE_OPTIONS = (
     MULTICAST_QUERIER,
     GROUP_FWD_MASK,
 )
-# A link that leaves its bridge loses these; they are known here so that an undone departure restores them.
+
+TXQUEUELEN = Option("txqueuelen", LINK, "IFLA_TXQLEN", "txqueuelen", NUMBER, 1000, (0, 0xFFFFFFFF))
+IPV6 = Option("ipv6", LINK, "IFLA_INET6_ADDR_GEN_MODE", "addrgenmode", ADDR_GEN_MODE, _EUI64)
+OWNER = Option("owner", TAP, "IFLA_TUN_OWNER", "user", ID, NOBODY)
+GROUP = Option("group", TAP, "IFLA_TUN_GROUP", "group", ID, NOBODY)
+MULTI_QUEUE = Option("multi_queue", TAP, "IFLA_TUN_MULTI_QUEUE", "multi_queue", FLAG, False)
+# Whoever attaches to a tap rewrites these two, so they are given at creation only, and never compared.
+VNET_HDR = Option("vnet_hdr", TAP, "IFLA_TUN_VNET_HDR", "vnet_hdr", FLAG, False)
+PACKET_INFO = Option("packet_info", TAP, "IFLA_TUN_PI", "pi", FLAG, False)
+
+# Of a tap, those that netlink sets while it exists; those of `ip tuntap`; the latter that can be compared.
+TAP_LINK_OPTIONS = (*LINK_OPTIONS, TXQUEUELEN, IPV6)
+TUN_OPTIONS = (OWNER, GROUP, MULTI_QUEUE, VNET_HDR, PACKET_INFO)
+COMPARED_TUN_OPTIONS = (OWNER, GROUP, MULTI_QUEUE)
+
+# A link that leaves its bridge loses these; they are known here so that an undone departure restores them. Limits:
+# br_stp_set_path_cost() and br_stp_set_port_priority() in net/bridge/br_stp_if.c.
 PORT_OPTIONS = (
-    Option("cost", PORT, "IFLA_BRPORT_COST", "cost", NUMBER),
-    Option("priority", PORT, "IFLA_BRPORT_PRIORITY", "priority", NUMBER, 32),
+    Option("cost", PORT, "IFLA_BRPORT_COST", "cost", NUMBER, limits=(1, 0xFFFF)),
+    Option("priority", PORT, "IFLA_BRPORT_PRIORITY", "priority", NUMBER, 32, (0, 63)),
     Option("hairpin", PORT, "IFLA_BRPORT_MODE", "hairpin", FLAG, False),
     Option("guard", PORT, "IFLA_BRPORT_GUARD", "guard", FLAG, False),
     Option("root_block", PORT, "IFLA_BRPORT_PROTECT", "root_block", FLAG, False),
@@ -263,6 +300,24 @@ PORT_OPTIONS = (
     Option("neigh_suppress", PORT, "IFLA_BRPORT_NEIGH_SUPPRESS", "neigh_suppress", FLAG, False),
     Option("isolated", PORT, "IFLA_BRPORT_ISOLATED", "isolated", FLAG, False),
     Option("locked", PORT, "IFLA_BRPORT_LOCKED", "locked", FLAG, False),
+)
+
+# Those that a tap has as options.
+TAP_PORT_OPTIONS = tuple(
+    option
+    for option in PORT_OPTIONS
+    if option.name
+    in (
+        "cost",
+        "guard",
+        "hairpin",
+        "isolated",
+        "learning",
+        "locked",
+        "multicast_flood",
+        "priority",
+        "unicast_flood",
+    )
 )
 
 # In clock_t; net/bridge/br_private.h. With STP on the kernel refuses a forward delay outside of this, and clamps one
@@ -357,7 +412,8 @@ class Link:
     """A link of the kernel.
 
     `settings` holds values by option name: those of LINK_OPTIONS, on a bridge those of BRIDGE_OPTIONS, on a port of a
-    bridge those of PORT_OPTIONS that this kernel has. `holder` says how a guest holds the link, empty if none does.
+    bridge those of PORT_OPTIONS that this kernel has, on a tap those of TUN_OPTIONS and TAP_LINK_OPTIONS. `holder` says
+    how a guest holds the link, empty if none does.
     """
 
     name: str
@@ -378,6 +434,11 @@ class Link:
     def is_bridge(self) -> bool:
         """Whether it is a bridge of the kernel."""
         return self.kind == "bridge"
+
+    @property
+    def is_tap(self) -> bool:
+        """Whether it is a tap: a tun device, of which there are two types, that carries Ethernet frames."""
+        return self.kind == "tun" and self.ethernet
 
     @property
     def static_addresses(self) -> list[Address]:
@@ -480,6 +541,78 @@ class Bridge:
         )
 
 
+@dataclass(frozen=True)
+class Tap:
+    """A persistent tap as the administrator wants it. What is None, or not in `settings`, is left as it is.
+
+    `settings` are those of TAP_LINK_OPTIONS and COMPARED_TUN_OPTIONS, `port_settings` those of TAP_PORT_OPTIONS, which
+    it has as a port of `bridge` (empty: of none). `creation` are the flags that matter while it is made.
+    """
+
+    name: str
+    present: bool = True
+    force: bool = False
+    settings: Mapping[str, Value] = field(default_factory=dict)
+    port_settings: Mapping[str, Value] = field(default_factory=dict)
+    bridge: str | None = None
+    creation: Mapping[str, Value] = field(default_factory=dict)
+    # It was not asked for: it goes with being on a bridge.
+    ipv6_by_default: bool = False
+
+    @classmethod
+    def from_arguments(cls, arguments: Arguments, user_id: Callable[[str], int], group_id: Callable[[str], int]) -> Tap:
+        """The tap that arguments after `tap_argument_spec` ask for; raises BadValue.
+
+        `user_id` and `group_id` look names up, and raise KeyError for those that are none.
+        """
+        name = link_name(arguments["name"], "name")
+        where = f"tap {name}"
+        settings: dict[str, Value] = {}
+        for option in (*TAP_LINK_OPTIONS, MULTI_QUEUE):
+            if arguments.get(option.name) is not None:
+                settings[option.name] = option.parse(arguments[option.name], where)
+        for option, look_up, kind in ((OWNER, user_id, "user"), (GROUP, group_id, "group")):
+            if arguments.get(option.name) is not None:
+                settings[option.name] = _id(str(arguments[option.name]), f"{option.name} of {where}", kind, look_up)
+        bridge = arguments.get("bridge")
+        if bridge:
+            bridge = link_name(bridge, f"bridge of {where}")
+        ipv6_by_default = bool(bridge) and IPV6.name not in settings
+        if ipv6_by_default:
+            settings[IPV6.name] = _NO_ADDRESS
+        return cls(
+            name=name,
+            present=arguments.get("state", "present") == "present",
+            force=bool(arguments.get("force")),
+            settings=settings,
+            port_settings={
+                option.name: option.parse(arguments[option.name], where)
+                for option in TAP_PORT_OPTIONS
+                if arguments.get(option.name) is not None
+            },
+            bridge=bridge,
+            creation={
+                option.name: option.parse(bool(arguments.get(option.name)), where) for option in (VNET_HDR, PACKET_INFO)
+            },
+            ipv6_by_default=ipv6_by_default,
+        )
+
+
+def _id(text: str, what: str, kind: str, look_up: Callable[[str], int]) -> int:
+    """The id of the user or group `text`, which is a name or an id; an empty text is nobody. Raises BadValue."""
+    if not text:
+        return NOBODY
+    if text.isascii() and text.isdigit():
+        # The largest one is (uid_t) -1, which is none.
+        if int(text) >= 0xFFFFFFFF:
+            raise BadValue(f"{what}: {text} is out of range; ids are 0 to 4294967294.")
+        return int(text)
+    try:
+        return look_up(text)
+    except (KeyError, ValueError):
+        raise BadValue(f"{what}: there is no {kind} {text!r} on this host. Make it first, or give an id.") from None
+
+
 def _unique(values: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(values))
 
@@ -503,6 +636,39 @@ def bridge_argument_spec() -> ArgumentSpec:
         spec[option.name] = {"type": option.unit.argument_type}
     spec[UP.name]["default"] = True
     return spec
+
+
+def tap_argument_spec() -> ArgumentSpec:
+    """The options of one tap, without those of the task as a whole such as `netns`."""
+    spec: ArgumentSpec = {
+        "name": {"type": "str", "required": True},
+        "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        "force": {"type": "bool", "default": False},
+        "bridge": {"type": "str"},
+    }
+    for option in (*TAP_LINK_OPTIONS, *TUN_OPTIONS, *TAP_PORT_OPTIONS):
+        spec[option.name] = {"type": option.unit.argument_type}
+    spec[UP.name]["default"] = True
+    for option in (VNET_HDR, PACKET_INFO):
+        spec[option.name]["default"] = False
+    return spec
+
+
+def describe_tap(network: Network, name: str) -> dict[str, Any]:
+    """The tap `name` in the words of the module's options; of an absent one its name and state only.
+
+    `held` says how a guest holds it.
+    """
+    tap = network.get(name)
+    if tap is None:
+        return {"name": name, "state": "absent"}
+    state: dict[str, Any] = {"name": name, "state": "present"}
+    for option in (*TAP_LINK_OPTIONS, *COMPARED_TUN_OPTIONS, *TAP_PORT_OPTIONS):
+        value = tap.settings.get(option.name)
+        state[option.name] = None if value is None else option.report(value)
+    state["bridge"] = tap.master
+    state["held"] = tap.holder
+    return state
 
 
 def describe(network: Network, name: str) -> dict[str, Any]:

@@ -23,14 +23,24 @@ from .model import (
     BRIDGE_OPTIONS,
     FOREVER,
     FORWARD_DELAY,
+    GROUP,
+    IPV6,
     IPV6_MIN_MTU,
     LINK,
     LINK_OPTIONS,
     MAX_PORTS,
+    MAX_TAP_MTU,
+    MIN_MTU,
     MTU,
+    MULTI_QUEUE,
+    NOBODY,
+    OWNER,
     PORT_OPTIONS,
     STP,
     STP_FORWARD_DELAY,
+    TAP_LINK_OPTIONS,
+    TAP_PORT_OPTIONS,
+    TUN_OPTIONS,
     UP,
     Address,
     Bridge,
@@ -38,8 +48,10 @@ from .model import (
     LinksError,
     Network,
     Option,
+    Tap,
     Value,
     describe,
+    describe_tap,
     write_addresses,
 )
 
@@ -105,6 +117,55 @@ class CreateBridge(Operation):
 
 
 @dataclass(frozen=True)
+class CreateTap(Operation):
+    """Make a persistent tap that is down; `settings` are those of TUN_OPTIONS that it gets."""
+
+    settings: Mapping[str, Value] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return _tuntap(self.name, self.settings)
+
+    @property
+    def purpose(self) -> str:
+        return f"make the tap {self.name}"
+
+    def apply(self, network: Network) -> None:
+        defaults = {option.name: option.default for option in (*TAP_LINK_OPTIONS, *TUN_OPTIONS)}
+        settings = {name: value for name, value in {**defaults, **self.settings}.items() if value is not None}
+        network.put(Link(self.name, "tun", settings, mac_pinned=None, mtu_range=(MIN_MTU, MAX_TAP_MTU)))
+
+    def inverse(self, before: Network) -> tuple[Operation, ...]:
+        return (DeleteLink(self.name),)
+
+
+@dataclass(frozen=True)
+class GiveTap(Operation):
+    """Give a tap that nobody holds an owner or a group: `option`. The kernel has no way back to none.
+
+    It takes an attached descriptor, and attaching writes the flags of the tap, so `settings` holds the present ones.
+    """
+
+    option: Option
+    value: Value
+    settings: Mapping[str, Value]
+
+    def __str__(self) -> str:
+        return _tuntap(self.name, {**self.settings, self.option.name: self.value})
+
+    @property
+    def purpose(self) -> str:
+        return f"give the tap {self.name} to the {'user' if self.option is OWNER else 'group'} {self.value}"
+
+    def apply(self, network: Network) -> None:
+        link = network[self.name]
+        network.put(replace(link, settings={**link.settings, self.option.name: self.value}))
+
+    def inverse(self, before: Network) -> tuple[Operation, ...]:
+        old = before[self.name].settings.get(self.option.name, NOBODY)
+        return () if old == NOBODY else (replace(self, value=old),)
+
+
+@dataclass(frozen=True)
 class DeleteLink(Operation):
     """Delete a link. Ports of a bridge become free. It can't be undone."""
 
@@ -139,6 +200,8 @@ class Set(Operation):
 
     @property
     def purpose(self) -> str:
+        if self.option is IPV6:
+            return f"turn link-local IPv6 addresses of {self.name} {'on' if IPV6.report(self.value) else 'off'}"
         if self.option is UP:
             return f"bring {self.name} up" if self.value else f"take {self.name} down"
         return f"set {self.option.name} of {self.name} to {self.option.report(self.value)}"
@@ -269,10 +332,26 @@ def _words(option: Option, value: Value) -> list[str]:
     """`option` with `value` as arguments of iproute2."""
     if option is UP:
         return ["up" if value else "down"]
+    if option is IPV6:
+        return [option.word, _ADDR_GEN_MODES[int(value)]]
     if isinstance(value, bool):
         # Bridges say 1 and 0, their ports on and off; iproute2 takes either only there.
         return [option.word, str(int(value)) if option.level == BRIDGE else "on" if value else "off"]
     return [option.word, shlex.quote(str(value))]
+
+
+# By number: the IN6_ADDR_GEN_MODE_* of <linux/if_link.h>.
+_ADDR_GEN_MODES = ("eui64", "none", "stable_secret", "random")
+
+
+def _tuntap(name: str, settings: Mapping[str, Value]) -> str:
+    """The command that makes a tap, or gives one to somebody."""
+    words = ["ip tuntap add dev", name, "mode tap"]
+    for option in TUN_OPTIONS:
+        value = settings.get(option.name, option.default)
+        if value != option.default:
+            words += [option.word] if value is True else [option.word, str(value)]
+    return " ".join(words)
 
 
 def _without_master(link: Link) -> Link:
@@ -305,6 +384,7 @@ class Plan:
     steps: tuple[Step, ...]
     before: Network
     after: Network
+    taps: tuple[Tap, ...] = ()
 
     @property
     def operations(self) -> list[str]:
@@ -332,24 +412,55 @@ def given(bridge: Bridge, network: Network) -> dict[str, Any]:
     return {name: value for name, value in description.items() if name in shown}
 
 
-def make_plan(bridges: Sequence[Bridge], network: Network) -> Plan:
-    """The operations that bring `network` into the state that `bridges` ask for; raises Refused."""
-    planner = _Planner(bridges, network)
+def given_tap(tap: Tap, network: Network) -> dict[str, Any]:
+    """Of the tap in `network`, the options that `tap` gives: what a diff shows."""
+    description = describe_tap(network, tap.name)
+    shown = {"name", "state"}
+    if tap.present:
+        shown |= {*tap.settings, *tap.port_settings}
+        if tap.bridge is not None:
+            shown.add("bridge")
+    return {name: value for name, value in description.items() if name in shown}
+
+
+def make_plan(bridges: Sequence[Bridge], network: Network, taps: Sequence[Tap] = ()) -> Plan:
+    """The operations that bring `network` into the state that `bridges` and `taps` ask for; raises Refused."""
+    planner = _Planner(bridges, network, taps)
     planner.check()
     planner.plan()
-    return Plan(tuple(bridges), tuple(planner.steps), network, planner.network)
+    return Plan(tuple(bridges), tuple(planner.steps), network, planner.network, tuple(taps))
 
 
 class _Planner:
-    def __init__(self, bridges: Sequence[Bridge], network: Network) -> None:
+    def __init__(self, bridges: Sequence[Bridge], network: Network, taps: Sequence[Tap]) -> None:
         self.bridges = bridges
+        self.taps = taps
+        self.wanted_taps = {tap.name: tap for tap in taps}
+        self.wanted_bridges = {bridge.name: bridge for bridge in bridges}
+        # The taps that a task puts on a bridge are among its ports, listed or not.
+        self.joining: dict[str, list[str]] = {}
+        for tap in taps:
+            if tap.present and tap.bridge:
+                self.joining.setdefault(tap.bridge, []).append(tap.name)
         self.before = network
         self.network = network.copy()
         self.steps: list[Step] = []
 
     def check(self) -> None:
         """Refuse what the kernel would refuse or bend, and what would cut somebody off."""
-        owners: dict[str, str] = {}
+        for kind, names in (
+            ("bridge", [each.name for each in self.bridges]),
+            ("tap", [each.name for each in self.taps]),
+        ):
+            for name in names:
+                if names.count(name) > 1:
+                    raise Refused(f"The {kind} {name} is listed {names.count(name)} times. List it once.")
+        both = self.wanted_bridges.keys() & self.wanted_taps.keys()
+        if both:
+            raise Refused(f"{min(both)} is listed as a bridge and as a tap. It can be one of them.")
+        for tap in self.taps:
+            self._check_tap(tap)
+        owners = {name: bridge for bridge, names in self.joining.items() for name in names}
         for bridge in self.bridges:
             link = self.before.get(bridge.name)
             if link is not None and not link.is_bridge:
@@ -377,9 +488,17 @@ class _Planner:
 
     def _check_port(self, bridge: Bridge, name: str) -> None:
         port = self.before.get(name)
+        tap = self.wanted_taps.get(name)
         why = ""
         if name == bridge.name:
             why = "that is the bridge itself"
+        elif tap is not None and not tap.present:
+            why = "the same task removes it"
+        elif tap is not None and tap.bridge == "":
+            why = "the same task takes it off every bridge"
+        elif tap is not None and port is None:
+            # It is made before it joins.
+            pass
         elif port is None:
             why = "there is no link of that name"
         elif port.is_bridge:
@@ -397,6 +516,127 @@ class _Planner:
                 )
         if why:
             raise Refused(f"{name} can't become a port of the bridge {bridge.name}: {why}.")
+
+    def _check_tap(self, tap: Tap) -> None:
+        link = self.before.get(tap.name)
+        if link is not None and not link.is_tap:
+            raise Refused(
+                f"{tap.name} exists and is no tap but {_kind(link)}, which stays untouched. "
+                "Choose another name, or remove that link first."
+            )
+        if not tap.present:
+            if link is not None and link.holder and not tap.force:
+                raise Refused(
+                    f"A guest holds the tap {tap.name} ({link.holder}), which is therefore not removed. "
+                    "Stop the guest first, or say force: true to cut it off."
+                )
+            return
+        if link is not None:
+            self._check_existing_tap(tap, link)
+        if tap.bridge:
+            self._check_bridge_of(tap)
+        on_bridge = tap.bridge if tap.bridge is not None else self._master(tap, link)
+        if tap.port_settings and not on_bridge:
+            raise Refused(
+                f"{', '.join(tap.port_settings)} of the tap {tap.name} need it to be a port, and it would be on no "
+                "bridge. Name one in bridge."
+            )
+        if IPV6.report(tap.settings.get(IPV6.name, IPV6.parse(False, ""))) and not self._has_ipv6(tap, link):
+            raise Refused(
+                f"The tap {tap.name} has no IPv6, because its MTU is below {IPV6_MIN_MTU} or the kernel is without it. "
+                "Raise mtu, or leave ipv6 out."
+            )
+        smallest, largest = link.mtu_range if link else (MIN_MTU, MAX_TAP_MTU)
+        mtu = self._tap_settings(tap).get(MTU.name)
+        if mtu is not None and not smallest <= int(mtu) <= largest:
+            raise Refused(f"The MTU of the tap {tap.name} can be {smallest} to {largest} bytes, not {mtu}.")
+
+    def _has_ipv6(self, tap: Tap, link: Link | None) -> bool:
+        mtu = self._tap_settings(tap).get(MTU.name)
+        if mtu is None:
+            return link is None or IPV6.name in link.settings
+        return int(mtu) >= IPV6_MIN_MTU
+
+    def _master(self, tap: Tap, link: Link | None) -> str:
+        """The bridge that a tap will be on if it does not say so itself."""
+        for bridge in self.bridges:
+            if bridge.present and tap.name in (bridge.ports or ()):
+                return bridge.name
+        master = self.before.get(link.master) if link else None
+        if master is None or not master.is_bridge or tap.name in self._surplus_of(master.name):
+            return ""
+        removed = master.name in self.wanted_bridges and not self.wanted_bridges[master.name].present
+        return "" if removed else master.name
+
+    def _check_existing_tap(self, tap: Tap, link: Link) -> None:
+        again = "remove it (state: absent) and make it again"
+        if not link.persistent:
+            raise Refused(
+                f"The tap {tap.name} ends with the program that made it, such as a running guest, and is not taken "
+                "over. Choose another name, or stop that program first."
+            )
+        multi_queue = tap.settings.get(MULTI_QUEUE.name)
+        if multi_queue is not None and multi_queue != link.settings.get(MULTI_QUEUE.name):
+            raise Refused(
+                f"The kernel can't turn multi_queue of the existing tap {tap.name} {'on' if multi_queue else 'off'}. "
+                f"To change it, {again}."
+            )
+        for option in (OWNER, GROUP):
+            value, present = tap.settings.get(option.name), link.settings.get(option.name, NOBODY)
+            if value is None or value == present:
+                continue
+            if value == NOBODY:
+                raise Refused(
+                    f"The kernel can't take the {option.name} {present} away from the tap {tap.name}. "
+                    f"Give it to another one, or {again}."
+                )
+            if link.holder:
+                raise Refused(
+                    f"The {option.name} of the tap {tap.name} can't be changed while a guest holds it ({link.holder}). "
+                    "Stop the guest first."
+                )
+        master = self.before.get(link.master) if link.master else None
+        if tap.bridge is not None and link.master and (master is None or not master.is_bridge):
+            raise Refused(
+                f"The tap {tap.name} belongs to {link.master}, which is no bridge. Take it out of there first, "
+                "or leave bridge out."
+            )
+        if link.holder and not tap.force:
+            if link.settings[UP.name] and tap.settings.get(UP.name) is False:
+                self._refuse_cutting(tap, link, "is therefore not taken down")
+            if link.master and tap.bridge is not None and tap.bridge != link.master:
+                self._refuse_cutting(tap, link, f"is therefore not taken off {link.master}")
+
+    @staticmethod
+    def _refuse_cutting(tap: Tap, link: Link, what: str) -> None:
+        raise Refused(
+            f"A guest holds the tap {tap.name} ({link.holder}), which {what}. "
+            "Stop the guest first, or say force: true to cut it off."
+        )
+
+    def _check_bridge_of(self, tap: Tap) -> None:
+        name = tap.bridge or ""
+        wanted, bridge = self.wanted_bridges.get(name), self.before.get(name)
+        why = ""
+        if wanted is not None and not wanted.present:
+            why = "the same task removes it"
+        elif wanted is None and bridge is None:
+            why = "there is no link of that name; make the bridge first"
+        elif bridge is not None and not bridge.is_bridge:
+            why = f"it is no bridge but {_kind(bridge)}"
+        if why:
+            raise Refused(f"The tap {tap.name} can't be put on {name}: {why}.")
+
+    def _tap_settings(self, tap: Tap) -> dict[str, Value]:
+        """The settings of a tap with those that follow from the rest of the state."""
+        settings = dict(tap.settings)
+        if tap.name not in self.before and tap.bridge and MTU.name not in settings:
+            # One with another MTU would change that of the bridge, unless somebody has set it.
+            wanted, bridge = self.wanted_bridges.get(tap.bridge), self.before.get(tap.bridge)
+            mtu = (wanted.settings if wanted else {}).get(MTU.name) or (bridge and bridge.settings[MTU.name])
+            if mtu:
+                settings[MTU.name] = min(int(mtu), MAX_TAP_MTU)
+        return settings
 
     def _check_settings(self, bridge: Bridge, link: Link | None) -> None:
         current = link.settings if link else {}
@@ -423,19 +663,31 @@ class _Planner:
                 f"with the address {ipv6[0]}. Raise mtu, or do without IPv6 addresses there."
             )
         staying = {port.name for port in self.before.ports(bridge.name)} - set(self._surplus(bridge))
-        count = len(staying | set(bridge.ports or ()))
+        elsewhere = {tap.name for tap in self.taps if not tap.present or tap.bridge not in (None, bridge.name)}
+        count = len(staying - elsewhere | set(bridge.ports or ()) | set(self.joining.get(bridge.name, ())))
         if count > MAX_PORTS:
             raise Refused(f"The bridge {bridge.name} would have {count} ports, and the kernel allows {MAX_PORTS}.")
 
     def plan(self) -> None:
-        """Plan for all bridges together: what gives before what takes, what can't be undone last."""
+        """Plan for all links together: what gives before what takes, what can't be undone last."""
         present = [bridge for bridge in self.bridges if bridge.present]
+        taps = [tap for tap in self.taps if tap.present]
+        for bridge in present:
+            self._create(bridge)
+        for tap in taps:
+            self._create_tap(tap)
+            self._set_tap(tap)
         for step in (
-            self._create,
             self._set_options,
             # A port joins before others leave, so that a failure to join costs nobody his place.
             self._add_ports,
             self._drop_ports,
+        ):
+            for bridge in present:
+                step(bridge)
+        for tap in taps:
+            self._place_tap(tap)
+        for step in (
             # After the ports, which an MTU that was never set follows.
             self._set_mtu,
             # Before the addresses: going down takes IPv6 addresses away.
@@ -447,6 +699,11 @@ class _Planner:
         ):
             for bridge in present:
                 step(bridge)
+        for tap in taps:
+            self._give_tap(tap)
+        for tap in self.taps:
+            if not tap.present and tap.name in self.network:
+                self._do(DeleteLink(tap.name))
         for bridge in self.bridges:
             if not bridge.present and bridge.name in self.network:
                 self._do(DeleteLink(bridge.name))
@@ -455,10 +712,42 @@ class _Planner:
         self.steps.append(Step(operation, operation.inverse(self.network)))
         operation.apply(self.network)
 
+    def _set_to(self, name: str, option: Option, value: Value | None) -> None:
+        if value is not None and not option.same(self.network[name].settings.get(option.name), value):
+            self._do(Set(name, option, value))
+
+    def _create_tap(self, tap: Tap) -> None:
+        if tap.name not in self.network:
+            wanted = {**tap.settings, **tap.creation}
+            settings = {option.name: wanted[option.name] for option in TUN_OPTIONS if option.name in wanted}
+            self._do(CreateTap(tap.name, settings))
+
+    def _set_tap(self, tap: Tap) -> None:
+        link, settings = self.network[tap.name], self._tap_settings(tap)
+        for option in TAP_LINK_OPTIONS:
+            # Where the kernel has no IPv6 on the link there is nothing to turn off.
+            idle = option is IPV6 and IPV6.name not in link.settings and not IPV6.report(settings.get(IPV6.name, 0))
+            if option is not UP and not idle:
+                self._set_to(tap.name, option, settings.get(option.name))
+
+    def _place_tap(self, tap: Tap) -> None:
+        """Put a tap on its bridge, and bring it up last, so that it carries nothing before it is as it should be."""
+        if tap.bridge is not None and self.network[tap.name].master != tap.bridge:
+            self._do(SetMaster(tap.name, tap.bridge))
+        for option in TAP_PORT_OPTIONS:
+            self._set_to(tap.name, option, tap.port_settings.get(option.name))
+        self._set_to(tap.name, UP, tap.settings.get(UP.name))
+
+    def _give_tap(self, tap: Tap) -> None:
+        for option in (OWNER, GROUP):
+            value, link = tap.settings.get(option.name), self.network[tap.name]
+            if value is not None and value != link.settings.get(option.name, NOBODY):
+                names = [each.name for each in TUN_OPTIONS if each not in (OWNER, GROUP)]
+                flags = {name: link.settings[name] for name in names if name in link.settings}
+                self._do(GiveTap(tap.name, option, value, flags))
+
     def _set(self, bridge: Bridge, option: Option) -> None:
-        value = bridge.settings.get(option.name)
-        if value is not None and not option.same(self.network[bridge.name].settings.get(option.name), value):
-            self._do(Set(bridge.name, option, value))
+        self._set_to(bridge.name, option, bridge.settings.get(option.name))
 
     def _create(self, bridge: Bridge) -> None:
         if bridge.name not in self.network:
@@ -480,15 +769,21 @@ class _Planner:
         for name in bridge.ports or ():
             if self.network[name].master != bridge.name:
                 self._do(SetMaster(name, bridge.name))
-                if bridge.settings.get(UP.name) and not self.network[name].settings[UP.name]:
+                up = self.wanted_taps[name].settings.get(UP.name) if name in self.wanted_taps else True
+                if up and bridge.settings.get(UP.name) and not self.network[name].settings[UP.name]:
                     self._do(Set(name, UP, True))
 
     def _surplus(self, bridge: Bridge) -> list[str]:
         """The ports which an exact list of ports sends away."""
         if not bridge.ports_exact or bridge.ports is None:
             return []
-        ports = self.before.ports(bridge.name)
-        return [port.name for port in ports if port.name not in bridge.ports and not port.holder]
+        # A tap that the task places or removes goes its own way.
+        kept = {*bridge.ports, *(tap.name for tap in self.taps if tap.bridge is not None or not tap.present)}
+        return [port.name for port in self.before.ports(bridge.name) if port.name not in kept and not port.holder]
+
+    def _surplus_of(self, name: str) -> list[str]:
+        bridge = self.wanted_bridges.get(name)
+        return self._surplus(bridge) if bridge is not None and bridge.present else []
 
     def _drop_ports(self, bridge: Bridge) -> None:
         for name in self._surplus(bridge):

@@ -15,8 +15,10 @@ IFREQ_SIZE = IFNAMSIZ + (24 if posix.sysconf("SC_LONG_BIT") == 64 else 16)
 # <linux/if_tun.h>: flags of TUNSETIFF
 IFF_TUN = 0x0001
 IFF_TAP = 0x0002
+IFF_MULTI_QUEUE = 0x0100
 IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
+IFF_TUN_EXCL = 0x8000
 
 # <asm-generic/ioctl.h> against <uapi/asm/ioctl.h> of these four: direction bits lie elsewhere
 _ODD_IOCTLS = posix.uname().machine.startswith(("alpha", "mips", "ppc", "sparc"))
@@ -25,6 +27,9 @@ _IOC_READ = 0x40000000 if _ODD_IOCTLS else 0x80000000
 _INT = 4 << 16
 _T = 0x54 << 8
 TUNSETIFF = _IOC_WRITE | _INT | _T | 202
+TUNSETPERSIST = _IOC_WRITE | _INT | _T | 203
+TUNSETOWNER = _IOC_WRITE | _INT | _T | 204
+TUNSETGROUP = _IOC_WRITE | _INT | _T | 206
 TUNGETFEATURES = _IOC_READ | _INT | _T | 207
 TUNGETIFF = _IOC_READ | _INT | _T | 210
 
@@ -55,6 +60,26 @@ def create(tun: int, template: bytes, flags: int) -> bytes:
     pack_into(f"={IFNAMSIZ}sH", request, 0, template, flags)
     ioctl(tun, TUNSETIFF, request)
     return _name(request)
+
+
+def set_owner(tap: int, uid: int) -> None:
+    """Let the user `uid` attach to the device behind `tap` (TUNSETOWNER); it can't be taken back, only given anew."""
+    ioctl(tap, TUNSETOWNER, _signed(uid))
+
+
+def set_group(tap: int, gid: int) -> None:
+    """Let the members of the group `gid` attach to the device behind `tap` (TUNSETGROUP)."""
+    ioctl(tap, TUNSETGROUP, _signed(gid))
+
+
+def set_persistent(tap: int) -> None:
+    """Make the device behind `tap` outlive its last descriptor (TUNSETPERSIST)."""
+    ioctl(tap, TUNSETPERSIST, 1)
+
+
+def _signed(number: int) -> int:
+    """An id, which has 32 bits without a sign, as ioctl takes it: a C int."""
+    return number - (1 << 32) if number >= 1 << 31 else number
 
 
 def query(tap: int) -> tuple[bytes, int]:

@@ -13,22 +13,31 @@ from ansible_collections.hostnet.qemu.plugins.module_utils.links.model import (
     ADDRESS,
     ALIAS,
     BRIDGE_OPTIONS,
+    COMPARED_TUN_OPTIONS,
     FORWARD_DELAY,
+    IPV6,
     MAX_PORTS,
     MTU,
+    NOBODY,
     PORT_OPTIONS,
     STP,
+    TAP_LINK_OPTIONS,
+    TAP_PORT_OPTIONS,
+    TUN_OPTIONS,
     UP,
     Address,
     Bridge,
     Link,
     Network,
+    Tap,
     Value,
 )
 from ansible_collections.hostnet.qemu.plugins.module_utils.links.plan import (
     AddAddress,
     CreateBridge,
+    CreateTap,
     DeleteLink,
+    GiveTap,
     Plan,
     Refused,
     RemoveAddress,
@@ -67,12 +76,24 @@ def port_link(name: str, master: str = "", **settings: Value) -> Link:
     )
 
 
-def tap_link(name: str, master: str = "", holder: str = "", persistent: bool = True) -> Link:
-    return replace(port_link(name, master), kind="tun", holder=holder, persistent=persistent)
+def tap_link(name: str, master: str = "", holder: str = "", persistent: bool = True, **settings: Value) -> Link:
+    tun = {option.name: option.default for option in (*TUN_OPTIONS, *TAP_LINK_OPTIONS) if option.default is not None}
+    link = port_link(name, master)
+    settings = {**tun, **link.settings, **settings}
+    return replace(link, kind="tun", holder=holder, persistent=persistent, settings=settings)
 
 
 def bridge(name: str = "br0", **arguments: Any) -> Bridge:
     return Bridge.from_arguments({"name": name, "up": True, **arguments}, lambda: "0" * 32)
+
+
+def tap(name: str = "tap0", **arguments: Any) -> Tap:
+    users = {"alice": 1000, "bob": 1001}
+    return Tap.from_arguments({"name": name, "up": True, **arguments}, users.__getitem__, {"kvm": 107}.__getitem__)
+
+
+def tap_operations(*taps: Tap, on: list[Link], bridges: tuple[Bridge, ...] = ()) -> list[str]:
+    return make_plan(bridges, Network(on), taps).operations
 
 
 def operations(*bridges: Bridge, on: list[Link]) -> list[str]:
@@ -364,6 +385,144 @@ def test_a_listed_link_local_address_is_in_the_diff() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Taps
+
+
+def test_a_new_tap_is_ready_before_it_is_up() -> None:
+    desired = tap(owner="alice", group="kvm", multi_queue=True, vnet_hdr=True, bridge="br0", isolated=True, alias="a b")
+    assert tap_operations(desired, on=[bridge_link(mtu=9000)]) == [
+        "ip tuntap add dev tap0 mode tap user 1000 group 107 multi_queue vnet_hdr",
+        "ip link set dev tap0 mtu 9000",
+        "ip link set dev tap0 alias 'a b'",
+        "ip link set dev tap0 addrgenmode none",
+        "ip link set dev tap0 master br0",
+        "ip link set dev tap0 type bridge_slave isolated on",
+        "ip link set dev tap0 up",
+    ]
+
+
+def test_what_is_not_given_of_a_tap_is_left_alone() -> None:
+    odd = tap_link("tap0", "br0", owner=7, group=8, multi_queue=True, vnet_hdr=True, packet_info=True, isolated=True)
+    assert tap_operations(tap(), on=[bridge_link(), odd]) == []
+    # Whoever attaches writes these anew.
+    assert tap_operations(tap(vnet_hdr=False, packet_info=False), on=[bridge_link(), odd]) == []
+
+
+def test_a_port_has_no_ipv6_unless_asked_for() -> None:
+    links = [bridge_link(), tap_link("tap0", "br0")]
+    assert tap_operations(tap(bridge="br0"), on=links) == ["ip link set dev tap0 addrgenmode none"]
+    assert tap_operations(tap(bridge="br0", ipv6=True), on=links) == []
+    assert tap_operations(tap(), on=links) == []
+    # 3 is IN6_ADDR_GEN_MODE_RANDOM, another way to make an address up.
+    assert tap_operations(tap(ipv6=True), on=[bridge_link(), tap_link("tap0", "br0", ipv6=3)]) == []
+    no_ipv6 = tap_link("tap0", "br0")
+    no_ipv6 = replace(no_ipv6, settings={key: value for key, value in no_ipv6.settings.items() if key != IPV6.name})
+    assert tap_operations(tap(bridge="br0"), on=[bridge_link(), no_ipv6]) == []
+    with pytest.raises(Refused, match="has no IPv6"):
+        tap_operations(tap(ipv6=True), on=[bridge_link(), no_ipv6])
+    with pytest.raises(Refused, match="has no IPv6"):
+        tap_operations(tap(ipv6=True, mtu=1279), on=[])
+
+
+def test_an_owner_is_given_last_with_the_flags_that_the_tap_has() -> None:
+    link = tap_link("tap0", owner=7, vnet_hdr=True, packet_info=True)
+    plan = make_plan([], Network([link]), [tap(owner="alice", group="kvm", mtu=1400)])
+    assert plan.operations == [
+        "ip link set dev tap0 mtu 1400",
+        "ip tuntap add dev tap0 mode tap user 1000 vnet_hdr pi",
+        "ip tuntap add dev tap0 mode tap group 107 vnet_hdr pi",
+    ]
+    assert [str(each) for each in plan.steps[1].inverse] == ["ip tuntap add dev tap0 mode tap user 7 vnet_hdr pi"]
+    assert plan.steps[2].inverse == ()
+
+
+HOLDER = "a tap with a carrier"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "link", "why"),
+    [
+        ({"multi_queue": True}, tap_link("tap0"), "can't turn multi_queue of the existing tap tap0 on.*state: absent"),
+        ({"multi_queue": False}, tap_link("tap0", multi_queue=True), "off.*state: absent"),
+        ({"owner": ""}, tap_link("tap0", owner=0), "can't take the owner 0 away from the tap tap0.*state: absent"),
+        ({"owner": "bob"}, tap_link("tap0", "", HOLDER, owner=0), "owner of the tap tap0 can't be changed while"),
+        ({"group": "kvm", "force": True}, tap_link("tap0", "", HOLDER), "group of the tap tap0 can't be changed"),
+        ({}, tap_link("tap0", "", HOLDER, persistent=False), "ends with the program"),
+        ({"force": True}, tap_link("tap0", "", HOLDER, persistent=False), "ends with the program"),
+        ({}, port_link("tap0"), "no tap but a link of kind veth"),
+        ({}, replace(tap_link("tap0"), ethernet=False), "no tap but a link of kind tun"),
+        ({"state": "absent", "force": True}, port_link("tap0"), "no tap but a link of kind veth"),
+        ({"state": "absent"}, tap_link("tap0", "", HOLDER), "not removed.*force: true"),
+        ({"up": False}, tap_link("tap0", "", HOLDER), "not taken down.*force: true"),
+        ({"bridge": ""}, tap_link("tap0", "br0", HOLDER), "not taken off br0.*force: true"),
+        ({"bridge": "br1"}, tap_link("tap0", "br0", HOLDER), "not taken off br0.*force: true"),
+        ({"bridge": "br0"}, tap_link("tap0", "bond0"), "belongs to bond0, which is no bridge"),
+        ({"bridge": "br9"}, None, "there is no link of that name"),
+        ({"bridge": "eth1"}, None, "it is no bridge but a link of kind veth"),
+        ({"isolated": True}, None, "isolated of the tap tap0 need it to be a port"),
+        ({"cost": 5, "bridge": ""}, tap_link("tap0", "br0"), "cost of the tap tap0 need"),
+        ({"mtu": 65522}, None, "68 to 65521 bytes"),
+    ],
+)
+def test_taps_that_are_refused(arguments: dict[str, Any], link: Link | None, why: str) -> None:
+    others = [bridge_link(), bridge_link("br1"), port_link("eth1"), Link("bond0", "bond")]
+    with pytest.raises(Refused, match=why):
+        tap_operations(tap(**arguments), on=[link, *others] if link else others)
+
+
+def test_force_cuts_a_guest_off() -> None:
+    links = [bridge_link(), bridge_link("br1"), tap_link("tap0", "br0", HOLDER, ipv6=1)]
+    assert tap_operations(tap(bridge="br1", force=True), on=links) == ["ip link set dev tap0 master br1"]
+    assert tap_operations(tap(up=False, force=True), on=links) == ["ip link set dev tap0 down"]
+    assert tap_operations(tap(state="absent", force=True), on=links) == ["ip link delete dev tap0"]
+
+
+def test_a_held_tap_takes_the_options_that_cut_nobody_off() -> None:
+    links = [bridge_link(), tap_link("tap0", "br0", HOLDER, ipv6=1)]
+    assert tap_operations(tap(bridge="br0", isolated=True, txqueuelen=9), on=links) == [
+        "ip link set dev tap0 txqueuelen 9",
+        "ip link set dev tap0 type bridge_slave isolated on",
+    ]
+
+
+def test_bridges_and_taps_of_one_task_know_each_other() -> None:
+    both = bridge(ports=["tap1"], ports_mode="exact"), bridge("br1", state="absent")
+    made = tap(bridge="br0"), tap("tap1")
+    assert tap_operations(*made, bridges=both, on=[bridge_link("br1"), tap_link("tap2", "br1")]) == [
+        "ip link add name br0 type bridge",
+        "ip tuntap add dev tap0 mode tap",
+        "ip link set dev tap0 addrgenmode none",
+        "ip tuntap add dev tap1 mode tap",
+        "ip link set dev tap1 master br0",
+        "ip link set dev tap1 up",
+        "ip link set dev tap0 master br0",
+        "ip link set dev tap0 up",
+        "ip link set dev br0 up",
+        "ip link delete dev br1",
+    ]
+    # A tap that the task puts there is not sent away by an exact list of ports.
+    links = [bridge_link(), tap_link("tap0", "br0", ipv6=1)]
+    assert tap_operations(made[0], bridges=(bridge(ports=[], ports_mode="exact"),), on=links) == []
+
+
+@pytest.mark.parametrize(
+    ("bridges", "taps", "why"),
+    [
+        ((bridge(state="absent"),), (tap(bridge="br0"),), "tap0 can't be put on br0: the same task removes it"),
+        ((bridge(ports=["tap0"]),), (tap(state="absent"),), "tap0 can't become a port .*: the same task removes it"),
+        ((bridge(ports=["tap0"]),), (tap(bridge=""),), "the same task takes it off every bridge"),
+        ((bridge(ports=["tap0"]), bridge("br1")), (tap(bridge="br1"),), "a port of both br1 and br0"),
+        ((bridge("x"),), (tap("x"),), "x is listed as a bridge and as a tap"),
+        ((), (tap(), tap()), "tap tap0 is listed 2 times"),
+        ((bridge(), bridge()), (), "bridge br0 is listed 2 times"),
+    ],
+)
+def test_a_task_that_contradicts_itself(bridges: tuple[Bridge, ...], taps: tuple[Tap, ...], why: str) -> None:
+    with pytest.raises(Refused, match=why):
+        tap_operations(*taps, bridges=bridges, on=[])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Properties
 
 BRIDGES = ("br0", "br1", "br2")
@@ -422,7 +581,18 @@ def networks(draw: st.DrawFn) -> Network:
             link = replace(link, settings={**link.settings, "isolated": draw(st.booleans()), "cost": 5})
         if kind != "veth":
             holder = "" if kind == "idle tap" else kind
-            link = replace(link, kind="tun", persistent=kind != "guest's tap", holder=holder)
+            tun: dict[str, Value] = {
+                "owner": draw(st.sampled_from([NOBODY, 0, 1000])),
+                "group": draw(st.sampled_from([NOBODY, 107])),
+                "multi_queue": draw(st.booleans()),
+                "vnet_hdr": draw(st.booleans()),
+                "packet_info": False,
+                "txqueuelen": 1000,
+                "ipv6": draw(st.sampled_from([0, 1, 2])),
+            }
+            link = replace(
+                link, kind="tun", persistent=kind != "guest's tap", holder=holder, settings={**link.settings, **tun}
+            )
         links.append(link)
     return Network(links)
 
@@ -464,13 +634,38 @@ def desires(draw: st.DrawFn) -> list[Bridge]:
     return found
 
 
+@st.composite
+def tap_desires(draw: st.DrawFn) -> list[Tap]:
+    found = []
+    for name in draw(st.lists(st.sampled_from(["p0", "p1", "t0", "t1"]), unique=True, max_size=2)):
+        arguments: dict[str, Any] = {
+            "state": draw(st.sampled_from(["present"] * 4 + ["absent"])),
+            "force": draw(st.booleans()),
+            "up": draw(st.sampled_from([True, False, None])),
+            "mtu": draw(st.sampled_from([None, None, 1280, 9000])),
+            "mac": draw(st.sampled_from([None, OTHER_MAC])),
+            "alias": draw(st.sampled_from([None, "", "one"])),
+            "txqueuelen": draw(st.sampled_from([None, 0, 1000])),
+            "ipv6": draw(st.sampled_from([None, True, False])),
+            "owner": draw(st.sampled_from([None, None, "alice", "0", ""])),
+            "group": draw(st.sampled_from([None, "kvm"])),
+            "multi_queue": draw(st.sampled_from([None, None, True])),
+            "bridge": draw(st.sampled_from([None, "", *BRIDGES])),
+        }
+        if arguments["bridge"]:
+            arguments["isolated"] = draw(st.sampled_from([None, True, False]))
+            arguments["cost"] = draw(st.sampled_from([None, 5, 7]))
+        found.append(tap(name, **arguments))
+    return found
+
+
 @settings(max_examples=150, deadline=None)
-@for_all(desires(), networks())
-def test_properties(desired: list[Bridge], network: Network) -> None:
+@for_all(desires(), tap_desires(), networks())
+def test_properties(desired: list[Bridge], taps: list[Tap], network: Network) -> None:
     """One test for all of them, because making up a network takes longer than planning for it."""
     before = network.copy()
     try:
-        plan = make_plan(desired, network)
+        plan = make_plan(desired, network, taps)
     except Refused:
         assume(False)
         raise
@@ -483,11 +678,13 @@ def test_properties(desired: list[Bridge], network: Network) -> None:
 
 
 def a_reached_state_needs_nothing(plan: Plan) -> None:
-    assert make_plan(plan.bridges, plan.after).operations == []
+    assert make_plan(plan.bridges, plan.after, plan.taps).operations == []
 
 
 def undoing_restores(plan: Plan) -> None:
     if any(isinstance(step.operation, DeleteLink) for step in plan.steps):
+        return
+    if any(isinstance(step.operation, GiveTap) and not step.inverse for step in plan.steps):
         return
     assert comparable(undo(plan)) == comparable(plan.before)
 
@@ -509,16 +706,30 @@ def comparable(network: Network) -> list[Any]:
 
 
 def what_can_not_be_undone_comes_last(plan: Plan) -> None:
-    final = [isinstance(step.operation, DeleteLink) for step in plan.steps]
+    final = [2 * isinstance(step.operation, DeleteLink) or isinstance(step.operation, GiveTap) for step in plan.steps]
     assert final == sorted(final)
 
 
 def what_is_not_asked_for_stays(plan: Plan) -> None:
     wishes = {each.name: each for each in plan.bridges}
     listed = {port for each in plan.bridges for port in each.ports or ()}
+    taps = {each.name: each for each in plan.taps}
     for link in plan.before:
         wish, owner = wishes.get(link.name), wishes.get(link.master)
-        if wish is not None and not wish.present:
+        if link.name in taps:
+            wanted = taps[link.name]
+            if not wanted.present:
+                assert link.name not in plan.after
+                continue
+            after = plan.after[link.name]
+            for option in (*TAP_LINK_OPTIONS, *COMPARED_TUN_OPTIONS):
+                if option.name not in wanted.settings and (option is not UP or link.name not in listed):
+                    assert after.settings[option.name] == link.settings[option.name]
+            if after.master and after.master == link.master:
+                for option in TAP_PORT_OPTIONS:
+                    if option.name not in wanted.port_settings:
+                        assert after.settings[option.name] == link.settings[option.name]
+        elif wish is not None and not wish.present:
             assert link.name not in plan.after
         elif wish is not None:
             after = plan.after[link.name]
@@ -543,6 +754,8 @@ def the_kernel_would_take_every_operation(plan: Plan) -> None:
             assert link is None
             created: dict[str, Value] = {STP.name: False, FORWARD_DELAY.name: 1500, **operation.settings}
             assert not created[STP.name] or 200 <= int(created[FORWARD_DELAY.name]) <= 3000
+        elif isinstance(operation, CreateTap):
+            assert link is None
         else:
             assert link is not None
             if isinstance(operation, SetMaster):
@@ -554,6 +767,8 @@ def the_kernel_would_take_every_operation(plan: Plan) -> None:
                     assert not changed[STP.name] or 200 <= int(changed[FORWARD_DELAY.name]) <= 3000
                 if operation.option is MTU:
                     assert 68 <= int(operation.value) <= 65535
+            elif isinstance(operation, GiveTap):
+                assert link.is_tap and link.persistent and not link.holder and operation.value != NOBODY
             elif isinstance(operation, AddAddress) and operation.address.ipv6:
                 assert int(link.settings["mtu"]) >= 1280
                 assert operation.address.ip not in {each.ip for each in link.addresses}

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,6 +85,26 @@ def test_name_that_does_not_fit(sandbox: Sandbox) -> None:
         tuntap.create(tun, b"x" * 16, TAP)
     assert tuntap.create(tun, b"x" * 15, TAP) == b"x" * 15
     os.close(tun)
+
+
+@pytest.mark.parametrize("number", [0, 1000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE])
+def test_a_persistent_tap_with_owner_and_group(sandbox: Sandbox, number: int) -> None:
+    tun = tuntap.open_tun()
+    tuntap.create(tun, b"tap0", tuntap.IFF_TAP | tuntap.IFF_NO_PI | tuntap.IFF_TUN_EXCL | tuntap.IFF_MULTI_QUEUE)
+    tuntap.set_owner(tun, number)
+    tuntap.set_group(tun, number)
+    tuntap.set_persistent(tun)
+    os.close(tun)
+    shown = {name: int(Path(f"/sys/class/net/tap0/{name}").read_text(), 0) for name in ("owner", "group", "tun_flags")}
+    assert {shown["owner"] & 0xFFFFFFFF, shown["group"] & 0xFFFFFFFF} == {number}
+    # <linux/if_tun.h>: IFF_PERSIST is 0x0800
+    assert shown["tun_flags"] & 0x0800 and shown["tun_flags"] & tuntap.IFF_MULTI_QUEUE
+    # EXCL: an existing one is never attached to.
+    tun = tuntap.open_tun()
+    with pytest.raises(OSError) as caught:
+        tuntap.create(tun, b"tap0", tuntap.IFF_TAP | tuntap.IFF_TUN_EXCL | tuntap.IFF_MULTI_QUEUE)
+    os.close(tun)
+    assert caught.value.errno == errno.EBUSY
 
 
 def test_no_tun(sandbox: Sandbox) -> None:
