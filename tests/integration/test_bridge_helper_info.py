@@ -17,7 +17,6 @@ from support.qemu import BRIDGE_HELPER, Debian, lay
 
 @pytest.fixture
 def helper(debian: Debian, sandbox: Sandbox) -> str:
-    sandbox.overlay("/etc")
     lay(sandbox, debian)
     return str(BRIDGE_HELPER)
 

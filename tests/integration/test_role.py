@@ -44,8 +44,6 @@ NOBODY = 65534
 @pytest.fixture
 def host(sandbox: Sandbox) -> Sandbox:
     """A host that never had the role, on a machine that perhaps did."""
-    sandbox.overlay("/usr/local")
-    sandbox.overlay("/etc")
     for path in (POLICY.parent, VERSIONS):
         shutil.rmtree(path, ignore_errors=True)
     for path in (LAUNCHER, LIBRARY, *TUN_RULES):

@@ -24,15 +24,16 @@ NET_ADMIN_PERMITTED = bytes.fromhex("00000002 00100000 00000000 00000000 0000000
 
 
 def install(sandbox: Sandbox, acl: str | bytes = "allow br0\n") -> None:
-    """Lay launcher, library and this ACL below /usr/local and /etc, in the sandbox only."""
+    """Lay launcher, library and this ACL below /usr/local and /etc.
+
+    Of `sandbox` nothing is asked but that there is one: this must not happen to the machine itself.
+    """
     install_without_launcher(sandbox, acl)
     install_launcher()
 
 
 def install_without_launcher(sandbox: Sandbox, acl: str | bytes = "allow br0\n") -> None:
     """What `install` lays, but for the launcher: root needs none."""
-    sandbox.overlay("/usr/local")
-    sandbox.overlay("/etc")
     version = LIBRARY.with_suffix(".d") / "test"
     install_library(version)
     LIBRARY.symlink_to(version)

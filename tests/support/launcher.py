@@ -160,7 +160,6 @@ class Outcome(NamedTuple):
 
 def install_probe(sandbox: Sandbox, script: str = PROBE) -> Path:
     """Lay the launcher, and `script` as the helper; return the version directory that it is in."""
-    sandbox.overlay("/usr/local")
     version = LIBRARY.with_suffix(".d") / "probe"
     lay_library(version, script)
     LIBRARY.symlink_to(version)

@@ -26,6 +26,16 @@ MS_REC = 16384
 MS_PRIVATE = 1 << 18
 MNT_DETACH = 2
 
+# What the role lays on a host.
+_INSTALLED = (
+    "etc/qemu",
+    "etc/*/*hostnet-qemu*",
+    "etc/*/*/*hostnet-qemu*",
+    "etc/systemd/system/*/*hostnet-qemu*",
+    "usr/local/lib*/*qemu*",
+    "usr/local/lib*/.qemu-bridge-helper*",
+)
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -56,8 +66,8 @@ class Sandbox:
     """Private network and mount namespaces of this process and its children until `close`.
 
     Inside: `lo` is up, `/sys` shows this network namespace, `/run/netns` is private and `/dev/net/tun` has mode 0666.
-    `overlay` makes a directory of the machine writable without writing to it. Names of users made by `add_user` live
-    only in the overlay of /etc.
+    /etc and /usr/local can be written to, and hold nothing that the role has installed on the machine; there is a
+    machine id. `overlay` makes other directories of the machine writable without writing to them.
     """
 
     def __init__(self) -> None:
@@ -72,6 +82,18 @@ class Sandbox:
         os.makedirs("/run/netns", exist_ok=True)
         mount("tmpfs", "/run/netns", "tmpfs", 0, "mode=0755")
         self.make_tun(0o666)
+        self._overlaid: set[str] = set()
+        for directory in ("/etc", "/usr/local"):
+            self.overlay(directory)
+        for path in _INSTALLED:
+            for found in Path("/").glob(path):
+                if found.is_dir() and not found.is_symlink():
+                    shutil.rmtree(found)
+                else:
+                    found.unlink()
+        machine_id = Path("/etc/machine-id")
+        if not machine_id.exists() or len(machine_id.read_bytes()) < 32:
+            machine_id.write_text("0123456789abcdef0123456789abcdef\n", encoding="ascii")
         ip("link", "set", "lo", "up")
 
     def make_tun(self, mode: int | None) -> None:
@@ -83,6 +105,9 @@ class Sandbox:
 
     def overlay(self, directory: str) -> None:
         """Make `directory` writable in here only: changes go to memory and end with the sandbox."""
+        if directory in self._overlaid:
+            return
+        self._overlaid.add(directory)
         layers = Path(tempfile.mkdtemp(dir=self.scratch))
         for layer in ("upper", "work"):
             (layers / layer).mkdir()
@@ -98,10 +123,7 @@ class Sandbox:
         )
 
     def add_user(self, name: str, uid: int, groups: dict[str, int] | None = None) -> None:
-        """Add a user with a primary group of the same name and number, a member of `groups` (made where missing).
-
-        `overlay("/etc")` must have come first.
-        """
+        """Add a user with a primary group of the same name and number, a member of `groups` (made where missing)."""
         _append("/etc/passwd", f"{name}:x:{uid}:{uid}::/:/bin/sh\n")
         _append("/etc/group", f"{name}:x:{uid}:\n")
         for group, gid in (groups or {}).items():

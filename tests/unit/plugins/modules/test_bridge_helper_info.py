@@ -132,7 +132,6 @@ WHO = "print(os.getresuid(), os.getresgid(), sorted(os.getgroups()), os.getcwd()
 
 
 def test_the_helper_runs_as_the_user_with_its_groups(helper: HelperMaker, sandbox: Sandbox) -> None:
-    sandbox.overlay("/etc")
     sandbox.add_user("alice", 4001, {"vms": 4100, "more": 4101})
     for user in ("alice", "4001"):
         result = ask(helper=helper(WHO), user=user)
@@ -140,7 +139,6 @@ def test_the_helper_runs_as_the_user_with_its_groups(helper: HelperMaker, sandbo
 
 
 def test_other_groups_replace_those_of_the_user(helper: HelperMaker, sandbox: Sandbox) -> None:
-    sandbox.overlay("/etc")
     sandbox.add_user("alice", 4001, {"vms": 4100, "more": 4101})
     daemon = grp.getgrnam("daemon").gr_gid
     for groups, numbers in ((["vms", str(daemon)], [daemon, 4100]), ([], [])):
