@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
 import traceback
 from typing import Any, Callable
 
+import yaml
 from ansible.module_utils.testing import patch_module_args
 
 
@@ -40,6 +42,18 @@ def run_module(
     except ValueError:
         raise AssertionError(f"the module returned no JSON:\n{output}") from None
     return result
+
+
+def documented_options(documentation: str) -> dict[str, Any]:
+    """The options that a module's DOCUMENTATION and the fragments of this collection which it extends describe."""
+    told = yaml.safe_load(documentation)
+    options: dict[str, Any] = {}
+    for fragment in told["extends_documentation_fragment"]:
+        _namespace, _collection, file, *attribute = fragment.split(".")
+        module = importlib.import_module(f"ansible_collections.hostnet.qemu.plugins.doc_fragments.{file}")
+        text = getattr(module.ModuleDocFragment, attribute[0].upper() if attribute else "DOCUMENTATION")
+        options.update(yaml.safe_load(text)["options"])
+    return {**options, **told["options"]}
 
 
 def _output(arguments: dict[str, Any], main: Callable[[], None]) -> str:

@@ -12,6 +12,7 @@ from one account of what the kernel does.
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -258,7 +259,8 @@ class SetMaster(Operation):
             if value is not None and value != option.default:
                 back.append(Set(self.name, option, value))
         bridge = before.get(self.master)
-        if bridge and bridge.mac_pinned is False and ADDRESS.name in bridge.settings and not before.ports(self.master):
+        lonely = bridge and not any(each.master == self.master for each in before)
+        if bridge and lonely and bridge.mac_pinned is False and ADDRESS.name in bridge.settings:
             # When its last port leaves, the kernel gives a bridge the address of zeros.
             back.append(Set(self.master, ADDRESS, bridge.settings[ADDRESS.name]))
         return tuple(back)
@@ -448,13 +450,10 @@ class _Planner:
 
     def check(self) -> None:
         """Refuse what the kernel would refuse or bend, and what would cut somebody off."""
-        for kind, names in (
-            ("bridge", [each.name for each in self.bridges]),
-            ("tap", [each.name for each in self.taps]),
-        ):
-            for name in names:
-                if names.count(name) > 1:
-                    raise Refused(f"The {kind} {name} is listed {names.count(name)} times. List it once.")
+        for kind, listed in (("bridge", self.bridges), ("tap", self.taps)):
+            for name, count in Counter(each.name for each in listed).items():
+                if count > 1:
+                    raise Refused(f"The {kind} {name} is listed {count} times. List it once.")
         both = self.wanted_bridges.keys() & self.wanted_taps.keys()
         if both:
             raise Refused(f"{min(both)} is listed as a bridge and as a tap. It can be one of them.")
@@ -535,8 +534,7 @@ class _Planner:
             self._check_existing_tap(tap, link)
         if tap.bridge:
             self._check_bridge_of(tap)
-        on_bridge = tap.bridge if tap.bridge is not None else self._master(tap, link)
-        if tap.port_settings and not on_bridge:
+        if tap.port_settings and not (self._master(tap, link) if tap.bridge is None else tap.bridge):
             raise Refused(
                 f"{', '.join(tap.port_settings)} of the tap {tap.name} need it to be a port, and it would be on no "
                 "bridge. Name one in bridge."

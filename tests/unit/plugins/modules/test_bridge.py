@@ -19,7 +19,7 @@ from ansible_collections.hostnet.qemu.plugins.module_utils.links_module import T
 from ansible_collections.hostnet.qemu.plugins.modules import bridge
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.modules import run_module
+from support.modules import documented_options, run_module
 from support.namespaces import Sandbox, ip
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -294,7 +294,7 @@ def test_garbage_is_a_clear_failure(arguments: dict[str, Any]) -> None:
 
 def test_documentation_matches_the_arguments() -> None:
     spec = {**model.bridge_argument_spec(), **TASK_OPTIONS}
-    documented = yaml.safe_load(bridge.DOCUMENTATION)["options"]
+    documented = documented_options(bridge.DOCUMENTATION)
     assert set(documented) == set(spec)
     for name, rules in spec.items():
         told = {key: documented[name].get(key) for key in ("type", "default", "choices", "elements", "required")}

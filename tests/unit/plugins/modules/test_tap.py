@@ -20,7 +20,7 @@ from ansible_collections.hostnet.qemu.plugins.module_utils.tapfd import tuntap
 from ansible_collections.hostnet.qemu.plugins.modules import tap
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.modules import run_module
+from support.modules import documented_options, run_module
 from support.namespaces import Sandbox, ip
 
 MAC, OTHER_MAC = "fe:00:00:00:00:01", "fe:00:00:00:00:02"
@@ -296,7 +296,7 @@ def test_garbage_is_a_clear_failure(arguments: dict[str, Any]) -> None:
 
 def test_documentation_matches_the_arguments() -> None:
     spec = {**model.tap_argument_spec(), **TASK_OPTIONS}
-    documented = yaml.safe_load(tap.DOCUMENTATION)["options"]
+    documented = documented_options(tap.DOCUMENTATION)
     assert set(documented) == set(spec)
     for name, rules in spec.items():
         told = {key: documented[name].get(key) for key in ("type", "default", "choices", "elements", "required")}
