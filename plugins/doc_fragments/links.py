@@ -202,9 +202,12 @@ _TAP = r"""
     default: true
   owner:
     description:
-      - The user who may attach to the tap, a name or an id (C(TUNSETOWNER)). A tap with neither an owner nor a group is
-        open to CAP_NET_ADMIN only. One with both needs a user who is the owner and in the group.
-      - An empty string asks for none. The kernel can't take an owner away, so this fails if there is one.
+      - The user who may attach to the tap, a name or an id (C(TUNSETOWNER)). If the tap has a group as well, the
+        user must also be in that. Who has CAP_NET_ADMIN may attach in any case.
+      - A new tap belongs to root if neither O(owner) nor O(group) is given.
+      - An empty string asks for no owner. With neither owner nor group, every user of the host who can open
+        C(/dev/net/tun) may attach, and so be on the bridge (C(tun_not_capable) in the kernel).
+      - The kernel can't take an owner away, so an empty string fails if there is one.
       - It can't be changed while a guest holds the tap.
     type: str
   group:

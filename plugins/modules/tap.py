@@ -16,7 +16,8 @@ author:
 description:
   - Brings a persistent tap of the running kernel into the state asked for. Its owner can run a guest on it without any
     privilege and without a helper, in QEMU with C(-netdev tap,ifname=tap0,script=no,downscript=no).
-  - An option that is not given is left as it is. The exceptions are O(up), and O(ipv6) of a tap with O(bridge).
+  - An option that is not given is left as it is. The exceptions are O(up), and O(ipv6) of a tap with O(bridge). A new
+    tap without an owner and a group belongs to root.
   - A tap is never removed and made again in order to change it. What the kernel can't change fails, with the way out.
   - A guest holds a tap if it has a carrier or a queue in use. Such a tap is never attached to, since that would take
     packets from the guest. What would cut the guest off needs O(force=true).

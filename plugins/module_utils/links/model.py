@@ -45,6 +45,8 @@ FOREVER = 0xFFFFFFFF
 MAX_TAP_MTU = 65521
 # <linux/uidgid.h>: the id that is none, as a tap has it whose owner was never set
 NOBODY = -1
+# The user who gets a new tap that is for nobody else.
+ROOT = 0
 # <linux/if_link.h>: IN6_ADDR_GEN_MODE_EUI64 and IN6_ADDR_GEN_MODE_NONE
 _EUI64, _NO_ADDRESS = 0, 1
 

@@ -37,6 +37,7 @@ from .model import (
     NOBODY,
     OWNER,
     PORT_OPTIONS,
+    ROOT,
     STP,
     STP_FORWARD_DELAY,
     TAP_LINK_OPTIONS,
@@ -717,6 +718,9 @@ class _Planner:
     def _create_tap(self, tap: Tap) -> None:
         if tap.name not in self.network:
             wanted = {**tap.settings, **tap.creation}
+            if OWNER.name not in wanted and GROUP.name not in wanted:
+                # One of nobody is open to everybody: tun_not_capable() in drivers/net/tun.c.
+                wanted[OWNER.name] = ROOT
             settings = {option.name: wanted[option.name] for option in TUN_OPTIONS if option.name in wanted}
             self._do(CreateTap(tap.name, settings))
 

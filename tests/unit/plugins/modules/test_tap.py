@@ -171,8 +171,11 @@ def test_a_port_comes_up_without_an_ipv6_address(sandbox: Sandbox) -> None:
 def test_the_owner_attaches_and_nobody_else(sandbox: Sandbox) -> None:
     """As QEMU does it: by name, without any privilege."""
     run(owner=4321)
+    run(name="tap1")
+    run(name="tap2", owner="")
+    run(name="tap3", group=4321)
 
-    def attach(uid: int) -> int:
+    def attach(uid: int, name: str = "tap0") -> int:
         child = os.fork()
         if not child:
             status = 2
@@ -180,7 +183,7 @@ def test_the_owner_attaches_and_nobody_else(sandbox: Sandbox) -> None:
                 os.setgroups([])
                 os.setresgid(uid, uid, uid)
                 os.setresuid(uid, uid, uid)
-                with held():
+                with held(name):
                     status = 0
             except PermissionError:
                 status = 1
@@ -189,6 +192,9 @@ def test_the_owner_attaches_and_nobody_else(sandbox: Sandbox) -> None:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
     assert (attach(4321), attach(4322)) == (0, 1)
+    # Root's by default; everybody's if that is asked for; a group's.
+    assert (attach(4321, "tap1"), attach(4321, "tap2")) == (1, 0)
+    assert (attach(4321, "tap3"), attach(4322, "tap3")) == (0, 1)
 
 
 @pytest.mark.parametrize("flags", [0, tuntap.IFF_MULTI_QUEUE])
@@ -227,7 +233,7 @@ def test_namespace(sandbox: Sandbox) -> None:
     ip("netns", "add", "lab")
     ip("-n", "lab", "link", "add", "br0", "type", "bridge")
     made = run(netns="lab", bridge="br0")
-    assert made["operations"][0] == "ip -n lab tuntap add dev tap0 mode tap"
+    assert made["operations"][0] == "ip -n lab tuntap add dev tap0 mode tap user 0"
     assert not run(netns="lab", bridge="br0")["changed"]
     assert "tap0" not in ip("link", "show")
     assert run(netns="lab", state="absent")["operations"] == ["ip -n lab link delete dev tap0"]

@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import struct
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Callable
@@ -19,7 +20,7 @@ from typing import Any, Callable
 import pytest
 from ansible_collections.hostnet.qemu.plugins.module_utils.links import host, kernel
 from ansible_collections.hostnet.qemu.plugins.module_utils.links.kernel import Kernel, KernelError
-from ansible_collections.hostnet.qemu.plugins.module_utils.links.model import Bridge, LinksError, Network, describe
+from ansible_collections.hostnet.qemu.plugins.module_utils.links.model import Bridge, LinksError, Network, Tap, describe
 from ansible_collections.hostnet.qemu.plugins.module_utils.links.plan import (
     AddAddress,
     Operation,
@@ -89,7 +90,8 @@ def snapshot() -> dict[str, Any]:
         info = link.get("linkinfo", {})
         state[link["ifname"]] = {
             "up": "UP" in link["flags"],
-            **{key: link.get(key) for key in ("mtu", "address", "master", "ifalias")},
+            **{key: link.get(key) for key in ("mtu", "address", "master", "ifalias", "txqlen")},
+            "tun": info.get("info_data") if info.get("info_kind") == "tun" else None,
             "bridge": {key: info.get("info_data", {}).get(key) for key in BRIDGE_SETTINGS}
             if info.get("info_kind") == "bridge"
             else None,
@@ -363,13 +365,14 @@ def test_the_operations_are_commands_of_iproute2(sandbox: Sandbox, tmp_path: Pat
     assert snapshot() == replayed
 
 
-def failures(desired: Bridge) -> int:
+def failures(*desired: Bridge, taps: Sequence[Tap] = ()) -> int:
     """Let each operation of the task fail in turn; the state must be as before every time. Returns their number."""
     before = snapshot()
-    operations = apply(desired, check=True).plan.operations
+    with Kernel() as links:
+        operations = links.reconcile(desired, taps, check=True).plan.operations
     for at, operation in enumerate(operations):
         with pytest.raises(KernelError) as failure, Interrupted(at) as links:
-            links.reconcile([desired])
+            links.reconcile(desired, taps)
         message = str(failure.value)
         assert snapshot() == before, f"after the failure of {operation}"
         assert failure.value.errno == errno.EPERM
@@ -398,6 +401,29 @@ def test_any_operation_fails_on_a_bridge_without_ports(sandbox: Sandbox) -> None
     veth("p1", "p2")
     ip("link", "add", "br0", "type", "bridge")
     assert failures(bridge(ports=["p1", "p2"], addresses=["2001:db8::1/64"])) == 6
+
+
+def tap(name: str, **arguments: Any) -> Tap:
+    return Tap.from_arguments({"name": name, "up": True, **arguments}, int, int)
+
+
+def test_any_operation_fails_on_bridges_and_taps(sandbox: Sandbox) -> None:
+    ip("link", "add", "br0", "type", "bridge")
+    ip("tuntap", "add", "old", "mode", "tap", "user", "1000", "group", "1000")
+    for words in ("master br0", "type bridge_slave isolated on cost 9", "txqueuelen 7", "alias old", "mtu 1400"):
+        ip("link", "set", "dev", "old", *words.split())
+    changed = tap("old", owner="1001", group="1001", bridge="br1", txqueuelen=9, alias="new", mtu=1300, cost=3)
+    new = tap("new", owner="1000", group="1000", bridge="br1", isolated=True, multi_queue=True, mac=MAC)
+    assert failures(bridge("br0", mtu=1500), bridge("br1"), taps=[changed, new]) >= 15
+
+
+def test_a_tap_that_appears_in_the_meantime(sandbox: Sandbox) -> None:
+    """It is somebody else's, and neither attached to nor changed nor removed."""
+    race = Interrupted(0, "tuntap add tap0 mode tap user 77")
+    with pytest.raises(KernelError, match=r"Can't make the tap tap0 .*EBUSY") as failure, race as links:
+        links.reconcile([], [tap("tap0", owner="1000")])
+    assert str(failure.value).endswith("Nothing was changed.")
+    assert Path("/sys/class/net/tap0/owner").read_text() == "77\n"
 
 
 def test_a_bridge_that_appears_in_the_meantime(sandbox: Sandbox) -> None:

@@ -401,6 +401,13 @@ def test_a_new_tap_is_ready_before_it_is_up() -> None:
     ]
 
 
+def test_a_new_tap_is_not_open_to_everybody_by_default() -> None:
+    assert tap_operations(tap(up=None), on=[]) == ["ip tuntap add dev tap0 mode tap user 0"]
+    assert tap_operations(tap(up=None, group="kvm"), on=[]) == ["ip tuntap add dev tap0 mode tap group 107"]
+    assert tap_operations(tap(up=None, owner=""), on=[]) == ["ip tuntap add dev tap0 mode tap"]
+    assert tap_operations(tap(up=None), on=[tap_link("tap0")]) == []
+
+
 def test_what_is_not_given_of_a_tap_is_left_alone() -> None:
     odd = tap_link("tap0", "br0", owner=7, group=8, multi_queue=True, vnet_hdr=True, packet_info=True, isolated=True)
     assert tap_operations(tap(), on=[bridge_link(), odd]) == []
@@ -490,9 +497,9 @@ def test_bridges_and_taps_of_one_task_know_each_other() -> None:
     made = tap(bridge="br0"), tap("tap1")
     assert tap_operations(*made, bridges=both, on=[bridge_link("br1"), tap_link("tap2", "br1")]) == [
         "ip link add name br0 type bridge",
-        "ip tuntap add dev tap0 mode tap",
+        "ip tuntap add dev tap0 mode tap user 0",
         "ip link set dev tap0 addrgenmode none",
-        "ip tuntap add dev tap1 mode tap",
+        "ip tuntap add dev tap1 mode tap user 0",
         "ip link set dev tap1 master br0",
         "ip link set dev tap1 up",
         "ip link set dev tap0 master br0",
