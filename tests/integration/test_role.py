@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import shutil
 import stat
@@ -18,7 +17,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import yaml
 from support.install import (
     LAUNCHER,
     LIBRARY,
@@ -39,23 +37,6 @@ TUN_RULES = (Path("/etc/udev/rules.d/99-hostnet-qemu.rules"), Path("/etc/tmpfile
 TAPFD = ROOT / "plugins/module_utils/tapfd"
 
 NOBODY = 65534
-
-
-@pytest.fixture
-def host(sandbox: Sandbox) -> Sandbox:
-    """A host that never had the role, on a machine that perhaps did."""
-    for path in (POLICY.parent, VERSIONS):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in (LAUNCHER, LIBRARY, *TUN_RULES):
-        path.unlink(missing_ok=True)
-    Path("/etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n", encoding="ascii")
-    Path("/usr/local/lib").chmod(0o755)
-    return sandbox
-
-
-@pytest.fixture
-def playbook(host: Sandbox) -> Playbook:
-    return Playbook(host)
 
 
 @pytest.fixture
@@ -401,31 +382,6 @@ def test_wrong_variables_are_refused_before_anything_is_changed(host: Sandbox, p
 
 
 # What `survey` finds on a host is tested by itself: a playbook for each would take minutes.
-
-
-@pytest.fixture(scope="module")
-def program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("host", ROOT / "roles/qemu_bridge/files/host.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def request_of_role() -> dict[str, Any]:
-    """What the role asks `survey` with its defaults."""
-    defaults = yaml.safe_load((ROOT / "roles/qemu_bridge/defaults/main.yml").read_text())
-    variables = yaml.safe_load((ROOT / "roles/qemu_bridge/vars/main.yml").read_text())
-    sources = {f"tapfd/{path.name}": path.read_text() for path in TAPFD.glob("*.py")}
-    return {
-        **{name.removeprefix("qemu_bridge_"): value for name, value in defaults.items()},
-        "header": variables["qemu_bridge__header"],
-        "paths": variables["qemu_bridge__paths"],
-        "interpreters": [],
-        "sources": sources | {"qemu-bridge-helper.py": (ROOT / "files/qemu-bridge-helper.py").read_text()},
-        "launchers": (ROOT / "files/launcher/bin/SHA256SUMS").read_text(),
-    }
 
 
 def no_problem(host: Sandbox, request: dict[str, Any]) -> None:

@@ -1,9 +1,10 @@
 # Copyright: the hostnet.qemu authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the role runs on a host: `survey` looks at everything in one go, `lay` makes a version of the helper's library.
+"""What the role runs on a host: `survey` looks at everything in one go, `lay` makes a version of the helper's library,
+`lay_links` one of the program that makes the links again when the host starts.
 
-The role sends this program over standard input with a call of one of the two as its last line. It needs the standard
+The role sends this program over standard input with a call of one of them as its last line. It needs the standard
 library only, as it comes before any package.
 
 One look instead of a task for each question: a task costs half a second of every host, and problems that are found
@@ -116,6 +117,7 @@ class Survey:
         grants = Grants(self.request, self.problems)
         python = self._python()
         includes = self._includes(grants)
+        boot = self._boot()
         result = {
             "python": python,
             "tun": self._tun(),
@@ -126,9 +128,10 @@ class Survey:
                 "allow": grants.everyone,
             },
             "includes": includes,
-            "directories": self._directories(bool(includes["paths"])),
+            "directories": self._directories(bool(includes["paths"]), boot),
             "has_machine_id": _has_machine_id(),
-            "missing": self._missing_programs(includes["wrong"]),
+            "boot": boot,
+            "missing": self._missing_programs(includes["wrong"], boot),
             "verify": self._verify(grants),
         }
         if python is not None:
@@ -347,22 +350,30 @@ class Survey:
             },
         }
 
-    def _missing_programs(self, includes: list[dict[str, Any]]) -> list[str]:
+    def _missing_programs(self, includes: list[dict[str, Any]], boot: dict[str, Any]) -> list[str]:
         missing = []
-        if self.request["bridges"] and not _can_import("pyroute2", self.request["interpreters"]):
+        # At boot there is no interpreter but the system's own.
+        wanting = boot["install"] and not boot["install"]["has_pyroute2"]
+        if wanting or (self.request["bridges"] and not _can_import("pyroute2", self.request["interpreters"])):
             missing.append("pyroute2")
         if any(include["setfacl"] for include in includes) and shutil.which("setfacl") is None:
             missing.append("setfacl")
         return missing
 
-    def _directories(self, with_includes: bool) -> dict[str, list[str]]:
+    def _directories(self, with_includes: bool, boot: dict[str, Any]) -> dict[str, list[str]]:
         """The directories that each phase has to make, and all that the role will have made."""
         helper = [os.path.dirname(self.paths["launcher"]), self.paths["versions"]]
         acl = [os.path.dirname(self.paths["policy"]), *([self.paths["includes"]] if with_includes else [])]
-        missing = [path for path in helper + acl if not os.path.isdir(path)]
+        start = []
+        if boot["install"]:
+            service = self.paths["services"][boot["init"]]
+            start = [*map(os.path.dirname, (service["path"], service["enabled"], self.paths["state"]))]
+            start.append(self.paths["restorers"])
+        missing = [path for path in dict.fromkeys(helper + acl + start) if not os.path.isdir(path)]
         return {
             "helper": [path for path in helper if path in missing],
             "acl": [path for path in acl if path in missing],
+            "boot": [path for path in dict.fromkeys(start) if path in missing],
             "made": sorted({*_read(self.paths["directories"]).decode().split(), *missing}),
         }
 
@@ -400,6 +411,46 @@ class Survey:
             "linked": current == directory,
             "stale": self._stale_versions(directory, current),
         }
+
+    def _boot(self) -> dict[str, Any]:
+        """What has to be there to make the links again when the host starts, or what of it has to go."""
+        init = _init_system()
+        wanted = self.request["boot"] and bool(self.request["bridges"])
+        if not wanted or not init:
+            return {"init": init, "unable": wanted, "install": None, "remove": _boot_files(self.paths)}
+        python, has_pyroute2 = self._system_python()
+        self._is_roots_alone(python)
+        self._is_roots_alone(os.path.dirname(self.paths["restorers"]))
+        self._is_roots_alone(self.paths["restorers"])
+        sources = self.request["links_sources"]
+        digest = hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()[:16]
+        directory = os.path.join(self.paths["restorers"], digest)
+        tree = {name: text.encode() for name, text in sources.items()}
+        service = self.paths["services"][init]
+        others = [other for name, other in self.paths["services"].items() if name != init]
+        foreign = [path for other in others for path in other.values() if os.path.lexists(path)]
+        versions = [os.path.join(self.paths["restorers"], name) for name in _entries(self.paths["restorers"])]
+        return {
+            "init": init,
+            "unable": False,
+            "install": {
+                **service,
+                "python": python,
+                "has_pyroute2": has_pyroute2,
+                "directory": directory,
+                "drift": _tree_drift(directory, tree, None),
+            },
+            # No start takes long enough to need the version before.
+            "remove": foreign + sorted(path for path in versions if path != directory),
+        }
+
+    def _system_python(self) -> tuple[str, bool]:
+        """The interpreter that the distribution's pyroute2 is for, and whether it has it already."""
+        present = [path for path in self.request["interpreters"] if os.access(path, os.X_OK)]
+        for path in present:
+            if _imports(path, "pyroute2"):
+                return path, True
+        return (present or self.request["interpreters"])[0], False
 
     def _stale_versions(self, wanted: str, current: str | None) -> list[str]:
         """All but the wanted version and the one before it, which may have starts on their way."""
@@ -635,7 +686,7 @@ def _leftovers(request: dict[str, Any]) -> dict[str, Any]:
     if os.path.islink(paths["library"]):
         files += [paths["launcher"], paths["staged_launcher"], paths["library"]]
     files += [paths["versions"], *paths["tun_rules"].values()]
-    files = [path for path in files if os.path.lexists(path)]
+    files = _boot_files(paths) + [path for path in files if os.path.lexists(path)]
     gone = set(files)
     directories = []
     # What is in a directory comes before the directory itself.
@@ -645,11 +696,27 @@ def _leftovers(request: dict[str, Any]) -> dict[str, Any]:
             gone.add(path)
     bridges = [bridge for bridge in request["bridges"] if _is_bridge(str(bridge["name"]))]
     return {
+        "init": _init_system(),
         "files": files,
         "directories": directories,
         "restore_policy": restore,
         "bridges": [{"name": str(bridge["name"]), "needed_for": _needed_for(bridge)} for bridge in bridges],
     }
+
+
+def _init_system() -> str:
+    """What starts services on this host: `systemd`, `openrc`, or an empty string for anything else."""
+    # sd_booted(3); OpenRC keeps its state in the other, see RC_SVCDIR.
+    for name, directory in (("systemd", "/run/systemd/system"), ("openrc", "/run/openrc")):
+        if os.path.isdir(directory):
+            return name
+    return ""
+
+
+def _boot_files(paths: dict[str, Any]) -> list[str]:
+    """What there is of the service that makes the links again, in the order to remove it."""
+    files = [path for service in paths["services"].values() for path in (service["enabled"], service["path"])]
+    return [path for path in (*files, paths["state"], paths["restorers"]) if os.path.lexists(path)]
 
 
 def _needed_for(bridge: dict[str, Any]) -> str:
@@ -672,22 +739,34 @@ def lay(request: dict[str, Any]) -> None:
     A new one comes into being whole, by a rename. One that has to be mended may be in use: its files are replaced one
     after the other, each by a rename.
     """
-    os.umask(0o022)
     directory = request["directory"]
-    tree = version_tree(directory, request["sources"], request["python"])
+    _lay(directory, version_tree(directory, request["sources"], request["python"]), with_byte_code=True)
+
+
+def lay_links(request: dict[str, Any]) -> None:
+    """Make the directory of the program that makes the links again, or mend it, in the way of `lay`.
+
+    It gets no byte code: it runs once for each start of the host, whichever version the interpreter then has.
+    """
+    tree = {name: text.encode() for name, text in request["sources"].items()}
+    _lay(request["directory"], tree, with_byte_code=False)
+
+
+def _lay(directory: str, tree: dict[str, bytes], with_byte_code: bool) -> None:
+    os.umask(0o022)
     fresh = tempfile.mkdtemp(prefix=".new-", dir=os.path.dirname(directory))
     try:
         os.chmod(fresh, 0o755)
-        os.mkdir(os.path.join(fresh, "tapfd"))
         for name, content in tree.items():
             path = os.path.join(fresh, name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
             if name == "python3":
                 os.symlink(content, path)
                 continue
             with open(path, "xb") as file:
                 file.write(content)
                 os.fsync(file.fileno())
-            if name != STUB:
+            if with_byte_code and "/" in name:
                 # A checked hash and not the time: an edit that keeps time and size is seen too.
                 py_compile.compile(
                     path,
@@ -741,14 +820,19 @@ def version_tree(directory: str, sources: dict[str, str], python: dict[str, str]
     return tree
 
 
-def _tree_drift(directory: str, tree: dict[str, bytes], tag: str) -> list[str]:
-    """How the version directory differs from `tree`."""
+def _tree_drift(directory: str, tree: dict[str, bytes], tag: str | None) -> list[str]:
+    """How the version directory differs from `tree`; `tag` is that of the byte code, None if there shall be none."""
     if os.path.islink(directory) or not os.path.isdir(directory):
         return ["missing"]
-    byte_code = {
-        f"tapfd/__pycache__/{name[len('tapfd/') : -len('.py')]}.{tag}.pyc" for name in tree if name.startswith("tapfd/")
-    }
-    expected = {*tree, *byte_code, "tapfd", "tapfd/__pycache__", ""}
+    files = set(tree)
+    if tag is not None:
+        for package, _slash, name in (name.rpartition("/") for name in tree if "/" in name):
+            files.add(f"{package}/__pycache__/{name[: -len('.py')]}.{tag}.pyc")
+    folders = {""}
+    for name in files:
+        parts = name.split("/")[:-1]
+        folders |= {"/".join(parts[: depth + 1]) for depth in range(len(parts))}
+    expected = files | folders
     drift = []
     found = {""}
     for parent, directories, files in os.walk(directory):
@@ -758,7 +842,7 @@ def _tree_drift(directory: str, tree: dict[str, bytes], tag: str) -> list[str]:
             drift.append(f"{name} does not belong there")
         elif name not in found:
             drift.append(f"{name} is missing")
-        elif not _is_as_laid(os.path.join(directory, name), tree.get(name), name in ("", "tapfd", "tapfd/__pycache__")):
+        elif not _is_as_laid(os.path.join(directory, name), tree.get(name), name in folders):
             drift.append(f"{name or 'it'} has other content, owner or mode")
     return drift
 
@@ -873,11 +957,13 @@ def _can_import(module: str, interpreters: list[str]) -> bool:
     """Whether this interpreter finds the module, or one of `interpreters` does."""
     if importlib.util.find_spec(module) is not None:
         return True
-    command = ["-I", "-c", f"import importlib.util; raise SystemExit(importlib.util.find_spec({module!r}) is None)"]
-    return any(
-        os.access(path, os.X_OK) and subprocess.run([path, *command], capture_output=True, check=False).returncode == 0
-        for path in interpreters
-    )
+    return any(os.access(path, os.X_OK) and _imports(path, module) for path in interpreters)
+
+
+def _imports(interpreter: str, module: str) -> bool:
+    """Whether this interpreter finds the module."""
+    question = f"import importlib.util; raise SystemExit(importlib.util.find_spec({module!r}) is None)"
+    return subprocess.run([interpreter, "-I", "-c", question], capture_output=True, check=False).returncode == 0
 
 
 def _kernel_has_tun() -> bool:

@@ -1,0 +1,79 @@
+# Copyright: the hostnet.qemu authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Hosts for the role, and the role's own program that looks at them."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from support.install import ROOT
+from support.namespaces import Sandbox
+from support.playbook import Playbook
+
+MODULE_UTILS = ROOT / "plugins/module_utils"
+
+
+@pytest.fixture
+def host(sandbox: Sandbox) -> Sandbox:
+    """A host that never had the role, and that no init system runs."""
+    sandbox.overlay("/run")
+    for directory in ("/run/systemd", "/run/openrc"):
+        shutil.rmtree(directory, ignore_errors=True)
+    Path("/etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n", encoding="ascii")
+    Path("/usr/local/lib").chmod(0o755)
+    return sandbox
+
+
+@pytest.fixture
+def playbook(host: Sandbox) -> Playbook:
+    return Playbook(host)
+
+
+@pytest.fixture(scope="session")
+def program() -> ModuleType:
+    """The role's program for hosts."""
+    spec = importlib.util.spec_from_file_location("host", ROOT / "roles/qemu_bridge/files/host.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def sources(prefix: str, package: str) -> dict[str, str]:
+    """The files of a package of module_utils, by their names below `prefix`."""
+    return {f"{prefix}{package}/{path.name}": path.read_text() for path in (MODULE_UTILS / package).glob("*.py")}
+
+
+@pytest.fixture
+def links_sources() -> dict[str, str]:
+    """What the role lays to make the links again at boot."""
+    return {
+        "restore-links.py": (ROOT / "files/restore-links.py").read_text(),
+        "hostnet_qemu/__init__.py": "",
+        **sources("hostnet_qemu/", "links"),
+        **sources("hostnet_qemu/", "tapfd"),
+    }
+
+
+@pytest.fixture
+def request_of_role(links_sources: dict[str, str]) -> dict[str, Any]:
+    """What the role asks `survey` with its defaults."""
+    defaults = yaml.safe_load((ROOT / "roles/qemu_bridge/defaults/main.yml").read_text())
+    variables = yaml.safe_load((ROOT / "roles/qemu_bridge/vars/main.yml").read_text())
+    stub = ROOT / "files/qemu-bridge-helper.py"
+    return {
+        **{name.removeprefix("qemu_bridge_"): value for name, value in defaults.items()},
+        "header": variables["qemu_bridge__header"],
+        "paths": variables["qemu_bridge__paths"],
+        "interpreters": [],
+        "sources": {**sources("", "tapfd"), stub.name: stub.read_text()},
+        "links_sources": links_sources,
+        "launchers": (ROOT / "files/launcher/bin/SHA256SUMS").read_text(),
+    }

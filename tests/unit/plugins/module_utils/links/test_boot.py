@@ -1,0 +1,57 @@
+# Copyright: the hostnet.qemu authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Saved options mean at boot what they mean to the module."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible_collections.hostnet.qemu.plugins.module_utils.links.boot import read_arguments
+from ansible_collections.hostnet.qemu.plugins.module_utils.links.model import BadValue, bridge_argument_spec
+from hypothesis import given
+from hypothesis import strategies as st
+
+SPEC = bridge_argument_spec()
+# fmt: off
+WORDS = [
+    "yes", "No", "on", "OFF", "1", "0", "t", "true", "1400", "-1", "1e3", "2.5", "2.0", "nan", " 12 ", "br0", "a,b",
+    "a, b", "exact", "",
+]
+# fmt: on
+SCALARS = st.booleans() | st.integers() | st.floats() | st.sampled_from(WORDS)
+VALUES = (
+    SCALARS | st.lists(SCALARS | st.none(), max_size=3) | st.dictionaries(st.sampled_from(WORDS), SCALARS, max_size=2)
+)
+
+
+@pytest.mark.parametrize("option", SPEC)
+@given(value=VALUES)
+def test_what_is_read_is_what_ansible_reads(option: str, value: Any) -> None:
+    item = {"name": "br0", option: value}
+    # It may refuse more, but never take a value for another one.
+    with contextlib.suppress(BadValue):
+        values = read_arguments(item, SPEC)
+        ansible = ArgumentSpecValidator(SPEC).validate(item)
+        assert not ansible.error_messages
+        assert values == ansible.validated_parameters
+
+
+@pytest.mark.parametrize(
+    ("given_", "read"),
+    [
+        ({"mtu": "1400"}, {"mtu": 1400}),
+        ({"up": "no", "stp": 1}, {"up": False, "stp": True}),
+        ({"forward_delay": "2.5", "ageing_time": 60}, {"forward_delay": 2.5, "ageing_time": 60.0}),
+        ({"ports": "eth1,eth2"}, {"ports": ["eth1", "eth2"]}),
+        ({"name": 7}, {"name": "7"}),
+        ({"ports": [1], "ports_mode": "exact"}, {"ports": ["1"], "ports_mode": "exact"}),
+        ({"mtu": None}, {"mtu": None, "up": True, "state": "present", "addresses": None}),
+    ],
+)
+def test_what_is_common_is_read(given_: dict[str, Any], read: dict[str, Any]) -> None:
+    values = read_arguments({"name": "br0", **given_}, SPEC)
+    assert {name: values[name] for name in read} == read
