@@ -26,6 +26,8 @@ def host(sandbox: Sandbox) -> Sandbox:
     sandbox.overlay("/run")
     for directory in ("/run/systemd", "/run/openrc"):
         shutil.rmtree(directory, ignore_errors=True)
+    # Where the rules for /dev/net/tun go; a container without udev and systemd has neither.
+    Path("/etc/udev/rules.d").mkdir(parents=True, exist_ok=True)
     Path("/etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n", encoding="ascii")
     Path("/usr/local/lib").chmod(0o755)
     return sandbox
