@@ -56,6 +56,15 @@ def documented_options(documentation: str) -> dict[str, Any]:
     return {**options, **told["options"]}
 
 
+def check_documented(documentation: str, spec: dict[str, Any]) -> None:
+    """The options of a module's documentation are those of its argument specification, and say the same of each."""
+    documented = documented_options(documentation)
+    assert set(documented) == set(spec)
+    for name, rules in spec.items():
+        told = {key: documented[name].get(key) for key in ("type", "default", "choices", "elements", "required")}
+        assert told == {key: rules.get(key) for key in told}, name
+
+
 def _output(arguments: dict[str, Any], main: Callable[[], None]) -> str:
     printed = io.StringIO()
     try:

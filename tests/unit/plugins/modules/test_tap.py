@@ -20,7 +20,7 @@ from ansible_collections.hostnet.qemu.plugins.module_utils.tapfd import tuntap
 from ansible_collections.hostnet.qemu.plugins.modules import tap
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.modules import documented_options, run_module
+from support.modules import check_documented, run_module
 from support.namespaces import Sandbox, ip
 
 MAC, OTHER_MAC = "fe:00:00:00:00:01", "fe:00:00:00:00:02"
@@ -301,12 +301,7 @@ def test_garbage_is_a_clear_failure(arguments: dict[str, Any]) -> None:
 
 
 def test_documentation_matches_the_arguments() -> None:
-    spec = {**model.tap_argument_spec(), **TASK_OPTIONS}
-    documented = documented_options(tap.DOCUMENTATION)
-    assert set(documented) == set(spec)
-    for name, rules in spec.items():
-        told = {key: documented[name].get(key) for key in ("type", "default", "choices", "elements", "required")}
-        assert told == {key: rules.get(key) for key in told}, name
+    check_documented(tap.DOCUMENTATION, {**model.tap_argument_spec(), **TASK_OPTIONS})
 
 
 def test_returned_is_what_is_documented(sandbox: Sandbox) -> None:
