@@ -96,7 +96,7 @@ _BRIDGE = r"""
     type: str
   alias:
     description:
-      - A text for people to read, up to 254 bytes of UTF-8 without control characters (C(IFLA_IFALIAS)). C(ip link)
+      - A text for people to read, up to 255 bytes of UTF-8 without control characters (C(IFLA_IFALIAS)). C(ip link)
         shows it.
       - An empty string removes it.
     type: str
@@ -253,7 +253,7 @@ _TAP = r"""
     type: str
   alias:
     description:
-      - A text for people to read, up to 254 bytes of UTF-8 without control characters (C(IFLA_IFALIAS)). C(ip link)
+      - A text for people to read, up to 255 bytes of UTF-8 without control characters (C(IFLA_IFALIAS)). C(ip link)
         shows it.
       - An empty string removes it.
     type: str

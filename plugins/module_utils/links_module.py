@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common import respawn
 
-from .links import kernel
 from .links.host import NoNamespace
-from .links.kernel import Kernel, Outcome, imagine
+from .links.kernel import Kernel, NoLibrary, Outcome, imagine
 from .links.model import ArgumentSpec, Bridge, Tap
 from .links.plan import make_plan
 
@@ -24,30 +23,36 @@ TASK_OPTIONS: ArgumentSpec = {"netns": {"type": "str"}}
 _SYSTEM_PYTHONS = ("/usr/libexec/platform-python", "/usr/bin/python3")
 
 
-def require_pyroute2(module: AnsibleModule) -> None:
-    """Return if this Python has pyroute2, else start the module again under one that has it, or fail."""
-    fault = kernel.library_fault()
-    if not fault:
-        return
-    if not respawn.has_respawned():
-        others = [path for path in _SYSTEM_PYTHONS if path != sys.executable]
-        interpreter = respawn.probe_interpreters_for_module(others, "pyroute2")
-        if interpreter:
-            respawn.respawn_module(interpreter)
-    module.fail_json(msg=fault)
+def reconcile(
+    module: AnsibleModule, bridges: Sequence[Bridge], taps: Sequence[Tap] = (), *, all_addresses: bool = False
+) -> Outcome:
+    """Bring the bridges and taps of a task into their state, or say how in check mode; raises LinksError.
 
-
-def reconcile(module: AnsibleModule, bridges: Sequence[Bridge], taps: Sequence[Tap] = ()) -> Outcome:
-    """Bring the bridges and taps of a task into their state, or say how in check mode; raises LinksError."""
+    Where this Python lacks pyroute2 and it is needed, the module starts again under one that has it.
+    """
     try:
         with Kernel(module.params["netns"]) as links:
-            return links.reconcile(bridges, taps, check=module.check_mode, spare_connection=True)
+            return links.reconcile(
+                bridges, taps, check=module.check_mode, spare_connection=True, all_addresses=all_addresses
+            )
+    except NoLibrary:
+        _respawn()
+        raise
     except NoNamespace as error:
         if not module.check_mode:
             raise
         module.warn(f"{error} Check mode assumes an empty one, but for the links to build on.")
         plan = make_plan(bridges, imagine(bridges, taps), taps)
         return Outcome(plan, plan.after)
+
+
+def _respawn() -> None:
+    """Start the module again under another Python that has pyroute2; return if there is none."""
+    if not respawn.has_respawned():
+        others = [path for path in _SYSTEM_PYTHONS if path != sys.executable]
+        interpreter = respawn.probe_interpreters_for_module(others, "pyroute2")
+        if interpreter:
+            respawn.respawn_module(interpreter)
 
 
 def commands(module: AnsibleModule, outcome: Outcome) -> list[str]:

@@ -238,7 +238,6 @@ from ansible_collections.hostnet.qemu.plugins.module_utils.links_module import (
     TASK_OPTIONS,
     commands,
     reconcile,
-    require_pyroute2,
 )
 
 
@@ -249,10 +248,9 @@ def main() -> None:
         required_if=BRIDGE_REQUIRED_IF,
         supports_check_mode=True,
     )
-    require_pyroute2(module)
     try:
         bridge = Bridge.from_arguments(module.params, machine_id, module.params["netns"])
-        outcome = reconcile(module, [bridge])
+        outcome = reconcile(module, [bridge], all_addresses=True)
     except LinksError as error:
         module.fail_json(msg=str(error))
     module.exit_json(

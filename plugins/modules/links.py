@@ -122,7 +122,6 @@ from ansible_collections.hostnet.qemu.plugins.module_utils.links_module import (
     TASK_OPTIONS,
     commands,
     reconcile,
-    require_pyroute2,
 )
 
 # So many operations, and links in a diff, can be read; thousands are a burden for the controller and its log.
@@ -165,7 +164,6 @@ def difference(outcome: Outcome) -> dict[str, Any]:
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=links_argument_spec(), supports_check_mode=True)
-    require_pyroute2(module)
     try:
         bridges = [Bridge.from_arguments(each, machine_id, module.params["netns"]) for each in module.params["bridges"]]
         taps = [Tap.from_arguments(each, user_id, group_id) for each in module.params["taps"]]

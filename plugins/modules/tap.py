@@ -236,14 +236,12 @@ from ansible_collections.hostnet.qemu.plugins.module_utils.links_module import (
     TASK_OPTIONS,
     commands,
     reconcile,
-    require_pyroute2,
 )
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec={**tap_argument_spec(), **TASK_OPTIONS}, supports_check_mode=True)
-    require_pyroute2(module)
     try:
         tap = Tap.from_arguments(module.params, user_id, group_id)
         outcome = reconcile(module, [], [tap])

@@ -3,25 +3,27 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Read the links of a network namespace and carry out operations on them. The one file that imports pyroute2.
 
-Of pyroute2 it takes the codec of rtnetlink messages, which is the same from 0.5.14 to 0.9.7, and not the socket, which
-is not: 0.5.14 sends deletions with a flag that newer kernels take for "in bulk" and refuse, 0.9.7 has no usable
-`nlm_request` on IPRoute, extended answers come with some versions only, and `IPRoute.link` drops keywords that it does
-not know. The socket here speaks just the part of rtnetlink(7) that the operations need.
+Messages on links are our own (rtnetlink.py), since a task may have thousands. Those on addresses and routes are few,
+and pyroute2 knows them. It is imported when the first of them is needed, since that takes longer than most tasks.
+
+Of pyroute2 the codec is taken, which is the same from 0.5.14 to 0.9.7, and not the socket, which is not: 0.5.14 sends
+deletions with a flag that newer kernels take for "in bulk" and refuse, 0.9.7 has no usable `nlm_request` on IPRoute,
+and extended answers come with some versions only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import shlex
 import socket
-import struct
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..tapfd import tuntap
 from . import guard
@@ -32,7 +34,9 @@ from .model import (
     BRIDGE_OPTIONS,
     GROUP,
     IPV6,
+    IPV6_MIN_MTU,
     LINK,
+    LINK_OPTIONS,
     MTU,
     MULTI_QUEUE,
     NOBODY,
@@ -67,94 +71,67 @@ from .plan import (
     Step,
     make_plan,
 )
-
-try:
-    # It has neither stubs nor annotations.
-    import pyroute2  # type: ignore[import-untyped]
-    from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg  # type: ignore[import-untyped]
-    from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg, protinfo_bridge  # type: ignore[import-untyped]
-    from pyroute2.netlink.rtnl.rtmsg import rtmsg  # type: ignore[import-untyped]
-except ImportError as missing:
-    _import_error: ImportError | None = missing
-else:
-    _import_error = None
-
-    # Older releases don't know the later attributes. As far as they go they number them like the kernel's headers, so
-    # what may be missing is appended here, before the codecs are used. "none" is one that nothing here asks for.
-    # <linux/if_addr.h>, after IFA_FLAGS
-    ifaddrmsg.nla_map = (*ifaddrmsg.nla_map[:9], ("IFA_RT_PRIORITY", "uint32"))
-    # <linux/if_link.h>, after IFLA_BRPORT_BCAST_FLOOD
-    protinfo_bridge.nla_map = (
-        *protinfo_bridge.nla_map[:31],
-        ("IFLA_BRPORT_GROUP_FWD_MASK", "none"),
-        ("IFLA_BRPORT_NEIGH_SUPPRESS", "uint8"),
-        ("IFLA_BRPORT_ISOLATED", "uint8"),
-        ("IFLA_BRPORT_BACKUP_PORT", "none"),
-        ("IFLA_BRPORT_MRP_RING_OPEN", "none"),
-        ("IFLA_BRPORT_MRP_IN_OPEN", "none"),
-        ("IFLA_BRPORT_MCAST_EHT_HOSTS_LIMIT", "none"),
-        ("IFLA_BRPORT_MCAST_EHT_HOSTS_CNT", "none"),
-        ("IFLA_BRPORT_LOCKED", "uint8"),
-    )
+from .rtnetlink import (
+    ARPHRD_ETHER,
+    IFF_LOOPBACK,
+    IFF_UP,
+    IFLA_AF_SPEC,
+    IFLA_CARRIER,
+    IFLA_EXT_MASK,
+    IFLA_IFNAME,
+    IFLA_INFO_DATA,
+    IFLA_INFO_KIND,
+    IFLA_INFO_SLAVE_DATA,
+    IFLA_INFO_SLAVE_KIND,
+    IFLA_LINKINFO,
+    IFLA_MASTER,
+    IFLA_MAX_MTU,
+    IFLA_MIN_MTU,
+    IFLA_TUN_NUM_DISABLED_QUEUES,
+    IFLA_TUN_NUM_QUEUES,
+    IFLA_TUN_PERSIST,
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    RT_TABLE_MAIN,
+    RTEXT_FILTER_SKIP_STATS,
+    RTM_DELADDR,
+    RTM_DELLINK,
+    RTM_GETADDR,
+    RTM_GETLINK,
+    RTM_GETROUTE,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    U32,
+    Attributes,
+    LinkMessage,
+    Refusal,
+    Rtnetlink,
+    attribute,
+    link_request,
+    nested,
+    number,
+    option_attribute,
+    option_values,
+    text,
+)
 
 MIN_PYROUTE2 = (0, 5, 14)
 
-# <linux/netlink.h>
-NLMSG_ERROR = 2
-NLMSG_DONE = 3
-NLM_F_REQUEST = 0x01
-NLM_F_MULTI = 0x02
-NLM_F_ACK = 0x04
-NLM_F_DUMP_INTR = 0x10
-NLM_F_REPLACE = 0x100
-NLM_F_EXCL = 0x200
-NLM_F_CREATE = 0x400
-NLM_F_DUMP = 0x300
-NLM_F_ACK_TLVS = 0x200
-NLMSGERR_ATTR_MSG = 1
-SOL_NETLINK = 270
-NETLINK_CAP_ACK = 10
-NETLINK_EXT_ACK = 11
-NETLINK_GET_STRICT_CHK = 12
-# struct nlmsghdr: length, type, flags, sequence, port
-_HEADER = struct.Struct("=IHHII")
-_SEQUENCE, _SEQUENCE_OFFSET = struct.Struct("=I"), 8
-_ERRNO = struct.Struct("=i")
-_ATTRIBUTE = struct.Struct("=HH")
-
-# <linux/rtnetlink.h>
-RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
-RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
-RTM_GETROUTE = 26
-RT_TABLE_MAIN = 254
-RTEXT_FILTER_SKIP_STATS = 8
-# <linux/if.h>
-IFF_UP = 0x1
-IFF_LOOPBACK = 0x8
-# <linux/if_arp.h>
-ARPHRD_ETHER = 1
-# <linux/if_link.h>
-_TUN_ATTRIBUTES = {
-    1: "IFLA_TUN_OWNER",
-    2: "IFLA_TUN_GROUP",
-    4: "IFLA_TUN_PI",
-    5: "IFLA_TUN_VNET_HDR",
-    6: "IFLA_TUN_PERSIST",
-    7: "IFLA_TUN_MULTI_QUEUE",
-    8: "IFLA_TUN_NUM_QUEUES",
-    9: "IFLA_TUN_NUM_DISABLED_QUEUES",
-}
 # <linux/if_addr.h>
 IFA_F_PERMANENT = 0x80
 # NODAD, OPTIMISTIC, HOMEADDRESS, MANAGETEMPADDR, NOPREFIXROUTE, MCAUTOJOIN: what an address can be added with
 _IFA_F_SETTABLE = 0x02 | 0x04 | 0x10 | 0x100 | 0x200 | 0x400
 
-# A dump part is at most 32 KiB (rtnl_dump_all and netlink_dump in the kernel); an answer on one link less.
-_RECEIVE = 1 << 17
-# Up to so many links are asked for one by one, more with one dump; a dump costs 0.5 ms of decoding for each link.
+# Up to so many links are asked for one by one, more with one dump.
 _FEW = 16
-# A dump that others' changes interrupt is started again so many times.
-_DUMP_TRIES = 20
+
+# struct nlmsghdr of <linux/netlink.h>, in bytes
+_NLMSGHDR = 16
+# Options that a link of any kind has as attributes.
+_EVERY_LINK_S = tuple(option for option in LINK_OPTIONS if option is not UP)
 
 _OS_RELEASE = (Path("/etc/os-release"), Path("/usr/lib/os-release"))
 
@@ -170,6 +147,14 @@ _PACKAGES = {
     "opensuse": "zypper install python3-pyroute2",
     "gentoo": "emerge dev-python/pyroute2",
 }
+
+
+# The attribute of requests on links that asks for no more than is needed.
+_WITHOUT_STATISTICS = attribute(IFLA_EXT_MASK, U32.pack(RTEXT_FILTER_SKIP_STATS))
+
+
+class NoLibrary(LinksError):
+    """pyroute2 is needed, and this Python has none that can be used."""
 
 
 class KernelError(LinksError):
@@ -188,20 +173,22 @@ class KernelError(LinksError):
 def library_fault() -> str:
     """Why pyroute2 can't be used by this Python, with the way to get it; empty if it can."""
     wanted = ".".join(map(str, MIN_PYROUTE2))
-    if _import_error is not None:
-        found = f"{sys.executable} has none that it can import ({_import_error})"
+    try:
+        import pyroute2  # type: ignore[import-untyped]  # noqa: PLC0415  # see the head of this file; it has no types
+    except ImportError as missing:
+        found = f"{sys.executable} has none that it can import ({missing})"
     else:
-        version = _library_version()
+        version = _library_version(pyroute2)
         if not _version(version) or _version(version) >= MIN_PYROUTE2:
-            # Of an unknown version all that is used here could be imported.
+            # One of unknown version is given a try.
             return ""
         found = f"{sys.executable} has version {version} at {Path(pyroute2.__file__).parent}"
     return f"pyroute2 {wanted} or newer is needed on the host, and {found}. Install it: {_install_command()}."
 
 
-def _library_version() -> str:
+def _library_version(library: Any) -> str:
     """The version of pyroute2, empty where it can't be known."""
-    version = str(getattr(pyroute2, "__version__", ""))
+    version = str(getattr(library, "__version__", ""))
     if not _version(version):
         # Debian 12's says `unknown` of itself. Costly to import, so only then.
         from importlib import metadata  # noqa: PLC0415
@@ -211,10 +198,10 @@ def _library_version() -> str:
     return version
 
 
-def _version(text: str) -> tuple[int, ...]:
+def _version(words: str) -> tuple[int, ...]:
     """The leading numbers of a version such as 0.8.1 or 0.9.1rc1, for comparisons."""
     numbers = []
-    for part in text.split("."):
+    for part in words.split("."):
         digits = part[: len(part) - len(part.lstrip("0123456789"))]
         if not digits:
             break
@@ -235,112 +222,45 @@ def _install_command() -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# rtnetlink
+# Messages on addresses and routes
 
 
-class _Refusal(Exception):
-    """The kernel's negative answer: errno and its own words."""
+class _Library(NamedTuple):
+    """What is taken of pyroute2: the classes of its messages."""
 
-    def __init__(self, number: int, text: str) -> None:
-        super().__init__(number, text)
-        self.number = number
-        self.text = text
+    address: Any
+    route: Any
 
 
-class _Rtnetlink:
-    """A socket to the kernel's rtnetlink: one request, all of its answers."""
+@functools.cache
+def _library() -> _Library:
+    """pyroute2, imported by the first call; raises NoLibrary."""
+    fault = library_fault()
+    if fault:
+        raise NoLibrary(fault)
+    from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg  # type: ignore[import-untyped]  # noqa: PLC0415
+    from pyroute2.netlink.rtnl.rtmsg import rtmsg  # type: ignore[import-untyped]  # noqa: PLC0415
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        self._sequence = 0
-        # Each is an improvement that the oldest kernels lack: short errors, errors in words, filtered dumps.
-        for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
-            with contextlib.suppress(OSError):
-                self._socket.setsockopt(SOL_NETLINK, option, 1)
-        self._socket.bind((0, 0))
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
-
-    def ask(self, message: Any, kind: int, flags: int) -> list[Any]:
-        """Send a pyroute2 message and return the decoded ones that answer it; raises _Refusal."""
-        header = message["header"]
-        header["type"], header["flags"], header["sequence_number"], header["pid"] = kind, NLM_F_REQUEST | flags, 0, 0
-        # Once only: encoding a message again does not give the same bytes.
-        message.encode()
-        request = bytearray(message.data)
-        try:
-            for _try in range(_DUMP_TRIES):
-                self._sequence += 1
-                _SEQUENCE.pack_into(request, _SEQUENCE_OFFSET, self._sequence)
-                self._socket.send(request)
-                answers, torn = self._answers(type(message))
-                if not torn:
-                    return answers
-        except OSError as error:
-            raise _Refusal(error.errno or 0, "") from None
-        raise _Refusal(errno.EAGAIN, "the links of the host change faster than they can be listed")
-
-    def _answers(self, codec: Any) -> tuple[list[Any], bool]:
-        """The messages up to the end of the answer, and whether changes of others have torn it."""
-        answers: list[Any] = []
-        torn = False
-        while True:
-            data = self._socket.recv(_RECEIVE)
-            offset = 0
-            while offset < len(data):
-                length, kind, flags, sequence, _port = _HEADER.unpack_from(data, offset)
-                part = data[offset : offset + length]
-                offset += length + 3 & ~3
-                if sequence != self._sequence:
-                    # The rest of a dump that was given up.
-                    continue
-                torn = torn or bool(flags & NLM_F_DUMP_INTR)
-                if kind in (NLMSG_ERROR, NLMSG_DONE):
-                    # A dump ends by DONE with an errno as well.
-                    number = -_ERRNO.unpack_from(part, _HEADER.size)[0] if len(part) > _HEADER.size else 0
-                    if number > 0:
-                        raise _Refusal(number, _kernel_words(part, flags) if kind == NLMSG_ERROR else "")
-                    return answers, torn
-                answer = codec(part)
-                answer.decode()
-                answers.append(answer)
-                if not flags & NLM_F_MULTI:
-                    return answers, torn
+    # Older releases don't know this attribute of <linux/if_addr.h>, which comes after IFA_FLAGS.
+    ifaddrmsg.nla_map = (*ifaddrmsg.nla_map[:9], ("IFA_RT_PRIORITY", "uint32"))
+    return _Library(ifaddrmsg, rtmsg)
 
 
-def _kernel_words(error: bytes, flags: int) -> str:
-    """What the kernel says in an error message, from its extended acknowledgement."""
-    if not flags & NLM_F_ACK_TLVS:
-        return ""
-    # struct nlmsgerr: the errno, the header of the request; with NETLINK_CAP_ACK nothing else of it
-    for kind, payload in _attributes(error[_HEADER.size + _ERRNO.size + _HEADER.size :]):
-        if kind == NLMSGERR_ATTR_MSG:
-            return payload.rstrip(b"\0").decode("utf-8", "replace")
-    return ""
+def _encoded(message: Any) -> bytes:
+    """A message of pyroute2 without its header. It can be encoded once only: again would not give the same bytes."""
+    message.encode()
+    return bytes(message.data[_NLMSGHDR:])
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The attributes (struct rtattr) that `data` is made of."""
-    offset = 0
-    while offset + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < _ATTRIBUTE.size:
-            break
-        yield kind, data[offset + _ATTRIBUTE.size : offset + length]
-        offset += length + 3 & ~3
-
-
-def _link_message(index: int, *attributes: tuple[str, Any]) -> Any:
-    message = ifinfmsg()
-    message["index"] = index
-    message["attrs"] = list(attributes)
-    return message
+def _decoded(codec: Any, answers: Iterable[bytes]) -> Iterator[Any]:
+    for answer in answers:
+        message = codec(answer)
+        message.decode()
+        yield message
 
 
 def _address_message(index: int, address: Address) -> Any:
-    message = ifaddrmsg()
+    message = _library().address()
     message["index"] = index
     message["family"] = socket.AF_INET6 if address.ipv6 else socket.AF_INET
     message["prefixlen"] = address.prefix
@@ -359,62 +279,27 @@ def _address_message(index: int, address: Address) -> Any:
     return message
 
 
-def _nested(*attributes: tuple[str, Any]) -> dict[str, Any]:
-    return {"attrs": list(attributes)}
-
-
-def _wire(option: Option, value: Value) -> tuple[str, Any]:
-    """An option as a netlink attribute."""
+def _option_request(index: int, option: Option, value: Value) -> bytes:
+    """The body of a request to give an option of a link a value."""
+    if option is UP:
+        return link_request(index, flags=IFF_UP if value else 0, change=IFF_UP)
+    change = option_attribute(option, value)
     if option is IPV6:
-        inet6 = _nested((option.attribute, value))
-        return "IFLA_AF_SPEC", _nested(("AF_INET6", inet6))
-    if option is ALIAS:
-        return option.attribute, os.fsencode(str(value))
-    return option.attribute, int(value) if isinstance(value, bool) else value
+        change = attribute(IFLA_AF_SPEC, [attribute(socket.AF_INET6, [change])])
+    elif option.level != LINK:
+        kind, data = IFLA_INFO_KIND, IFLA_INFO_DATA
+        if option.level == PORT:
+            kind, data = IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA
+        change = attribute(IFLA_LINKINFO, [attribute(kind, b"bridge"), attribute(data, [change])])
+    return link_request(index, change)
 
 
-def _name(message: Any) -> str:
-    """The name of a link. One that is not UTF-8, of which pyroute2 gives the bytes, is escaped as file names are."""
-    return os.fsdecode(message.get_attr("IFLA_IFNAME"))
-
-
-def _values(options: Iterable[Option], attributes: Any) -> dict[str, Value]:
-    """The options that the nested `attributes` hold."""
-    if attributes is None:
-        return {}
-    read = ((option, attributes.get_attr(option.attribute)) for option in options)
-    # A flag can be more than 1: STP run by a daemon is 2.
-    return {
-        option.name: bool(value) if isinstance(option.default, bool) else value
-        for option, value in read
-        if value is not None
-    }
-
-
-def _tun_values(information: Any) -> dict[str, int]:
-    """The attributes of a tap, IFLA_INFO_DATA of kind `tun`, by the names in _TUN_ATTRIBUTES.
-
-    Without an owner or a group there is no attribute, and then NOBODY.
-    """
-    values = dict.fromkeys(_TUN_ATTRIBUTES.values(), 0)
-    values.update({OWNER.attribute: NOBODY, GROUP.attribute: NOBODY})
-    data = information.get_attr("IFLA_INFO_DATA")
-    if not isinstance(data, str):
-        read = {name: data.get_attr(name) for name in values}
-        return {**values, **{name: value for name, value in read.items() if value is not None}}
-    # pyroute2 0.5 has no codec for them and gives the hexadecimal digits.
-    for kind, payload in _attributes(bytes.fromhex(data.replace(":", ""))):
-        if kind in _TUN_ATTRIBUTES:
-            values[_TUN_ATTRIBUTES[kind]] = int.from_bytes(payload, sys.byteorder)
-    return values
-
-
-def _holder(tun: Mapping[str, int], carrier: bool) -> str:
+def _holder(tun: Attributes, carrier: bool) -> str:
     """How a guest holds a tap; empty if none does."""
-    if not tun["IFLA_TUN_PERSIST"]:
+    if not number(tun.get(IFLA_TUN_PERSIST)):
         return "a tap that ends with its user"
     # The kernel counts the queues of a multi_queue tap only.
-    if tun["IFLA_TUN_NUM_QUEUES"] or tun["IFLA_TUN_NUM_DISABLED_QUEUES"]:
+    if number(tun.get(IFLA_TUN_NUM_QUEUES)) or number(tun.get(IFLA_TUN_NUM_DISABLED_QUEUES)):
         return "a tap with a queue in use"
     return "a tap with a carrier" if carrier else ""
 
@@ -445,7 +330,7 @@ class Kernel:
     def __enter__(self) -> Kernel:
         with self._resources:
             self._resources.enter_context(namespace(self._netns))
-            self._socket = _Rtnetlink()
+            self._socket = Rtnetlink()
             self._resources.callback(self._socket.close)
             self._sysfs = Sysfs()
             self._resources.callback(self._sysfs.close)
@@ -462,24 +347,29 @@ class Kernel:
         *,
         check: bool = False,
         spare_connection: bool = False,
+        all_addresses: bool = True,
     ) -> Outcome:
         """Bring the host into the state that `bridges` and `taps` ask for, or with `check` only say how.
 
-        With `spare_connection`, what may cut the connection of whoever runs this is refused unless forced. Raises
-        LinksError: Refused before any change, KernelError after all that was done has been undone.
+        With `spare_connection`, what may cut the connection of whoever runs this is refused unless forced. Without
+        `all_addresses`, the states of the outcome hold those of the bridges only where the task is about them. Raises
+        LinksError: NoLibrary and Refused before any change, KernelError after all that was done has been undone.
         """
-        plan = make_plan(bridges, self.read(bridges, taps), taps)
+        plan = make_plan(bridges, self.read(bridges, taps, all_addresses=all_addresses), taps)
         # The connection is one of the namespace that the process came from.
         if plan.steps and spare_connection and self._netns is None:
             guard.spare(plan, self._carriers())
         if check or not plan.steps:
             return Outcome(plan, plan.after)
+        if any(isinstance(step.operation, AddAddress) for step in plan.steps):
+            # Missing, it has to be missed now and not half-way.
+            _library()
         done: list[Step] = []
         try:
             for step in plan.steps:
                 self.perform(step.operation)
                 done.append(step)
-            after = self.read(bridges, taps)
+            after = self.read(bridges, taps, all_addresses=all_addresses)
             left = make_plan(bridges, after, taps)
             if left.steps:
                 raise LinksError(
@@ -515,8 +405,8 @@ class Kernel:
 
     # Reading
 
-    def read(self, bridges: Sequence[Bridge], taps: Sequence[Tap] = ()) -> Network:
-        """The links that matter; raises KernelError.
+    def read(self, bridges: Sequence[Bridge], taps: Sequence[Tap] = (), *, all_addresses: bool = True) -> Network:
+        """The links that matter; raises NoLibrary or KernelError.
 
         That is `bridges` and `taps`, the bridges to be joined, their ports, those to become ports, and the bridges of
         these.
@@ -524,108 +414,111 @@ class Kernel:
         masters = {bridge.name for bridge in bridges} | {tap.bridge for tap in taps if tap.bridge}
         names = masters | {tap.name for tap in taps} | {port for bridge in bridges for port in bridge.ports or ()}
         if len(names) > _FEW:
-            messages = {_name(message): message for message in self._dump()}
+            messages = {message.name: message for message in self._dump()}
         else:
             messages = {}
             for name in sorted(names):
                 messages.update(self._get(name))
             for name in sorted(masters):
                 if name in messages:
-                    for message in self._dump(("IFLA_MASTER", messages[name]["index"])):
-                        messages[_name(message)] = message
-        by_index = {message["index"]: name for name, message in messages.items()}
+                    for message in self._dump(messages[name].index):
+                        messages[message.name] = message
+        by_index = {message.index: name for name, message in messages.items()}
         for message in list(messages.values()):
-            master = message.get_attr("IFLA_MASTER")
+            master = message.master
             if master and master not in by_index:
                 for name, found in self._get(index=master).items():
                     messages[name], by_index[master] = found, name
-        self._indexes = {name: message["index"] for name, message in messages.items()}
-        return Network(self._link(message, by_index, name in names) for name, message in messages.items())
+        self._indexes = {name: message.index for name, message in messages.items()}
+        addressed = _addressed(bridges, taps, messages, all_addresses)
+        addresses = self._addresses({messages[name].index for name in addressed})
+        return Network(
+            self._link(message, by_index, name in names, addresses.get(message.index, ()))
+            for name, message in messages.items()
+        )
 
-    def _get(self, name: str = "", index: int = 0) -> dict[str, Any]:
+    def _get(self, name: str = "", index: int = 0) -> dict[str, LinkMessage]:
         """The message on one link by its name; empty if there is none."""
-        query = [("IFLA_IFNAME", name)] if name else []
+        query = [attribute(IFLA_IFNAME, os.fsencode(name) + b"\0")] if name else []
         try:
-            (message,) = self._socket.ask(
-                _link_message(index, *query, ("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS)), RTM_GETLINK, 0
-            )
-        except _Refusal as refusal:
+            (answer,) = self._socket.ask(RTM_GETLINK, 0, link_request(index, *query, _WITHOUT_STATISTICS))
+        except Refusal as refusal:
             if refusal.number == errno.ENODEV:
                 return {}
             raise _failure(f"ask for the link {name or index}", "", refusal) from None
-        found = _name(message)
-        if name and found != name:
-            raise LinksError(f"{name} is an alternative name of the link {found}. Use {found}, or another name.")
-        return {found: message}
+        message = LinkMessage(answer)
+        if name and message.name != name:
+            raise LinksError(
+                f"{name} is an alternative name of the link {message.name}. Use {message.name}, or another name."
+            )
+        return {message.name: message}
 
-    def _dump(self, *attributes: tuple[str, Any]) -> list[Any]:
-        """The messages on all links, or on those that `attributes` describe."""
-        message = _link_message(0, *attributes, ("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS))
+    def _dump(self, master: int = 0) -> list[LinkMessage]:
+        """The messages on all links, or on those that belong to the link with the index `master`."""
+        query = [attribute(IFLA_MASTER, U32.pack(master))] if master else []
         try:
-            answers = self._socket.ask(message, RTM_GETLINK, NLM_F_DUMP)
-        except _Refusal as refusal:
+            answers = self._socket.ask(RTM_GETLINK, NLM_F_DUMP, link_request(0, *query, _WITHOUT_STATISTICS))
+        except Refusal as refusal:
             raise _failure("list the links", "ip link show", refusal) from None
+        messages = [LinkMessage(answer) for answer in answers]
         # Kernels before 4.6 don't filter.
-        return [
-            answer for answer in answers if all(answer.get_attr(attribute) == value for attribute, value in attributes)
-        ]
+        return [message for message in messages if master in (0, message.master)]
 
-    def _link(self, message: Any, names: Mapping[int, str], named: bool) -> Link:
+    def _link(
+        self, message: LinkMessage, names: Mapping[int, str], named: bool, addresses: tuple[Address, ...]
+    ) -> Link:
         """A link from the kernel's message on it. Of one that the task names, more than the message is read."""
-        name = _name(message)
-        information = message.get_attr("IFLA_LINKINFO")
-        kind = (information and information.get_attr("IFLA_INFO_KIND")) or ""
-        index, is_bridge = message["index"], kind == "bridge"
-        settings: dict[str, Value] = {
-            UP.name: bool(message["flags"] & IFF_UP),
-            MTU.name: message.get_attr("IFLA_MTU"),
-            # Without one there is no attribute. One that is not UTF-8 is escaped, like a name.
-            ALIAS.name: os.fsdecode(message.get_attr("IFLA_IFALIAS") or ""),
-        }
-        mac = message.get_attr("IFLA_ADDRESS")
-        if mac:
-            settings[ADDRESS.name] = mac
+        attributes, name = message.attributes, message.name
+        information = nested(attributes.get(IFLA_LINKINFO))
+        kind = text(information.get(IFLA_INFO_KIND, b""))
+        is_bridge = kind == "bridge"
+        # Without an alias there is no attribute.
+        settings: dict[str, Value] = {UP.name: bool(message.flags & IFF_UP), ALIAS.name: ""}
+        settings.update(option_values(_EVERY_LINK_S, attributes))
         persistent, holder = True, ""
         if is_bridge:
-            settings.update(_values(BRIDGE_OPTIONS, information.get_attr("IFLA_INFO_DATA")))
+            settings.update(option_values(BRIDGE_OPTIONS, nested(information.get(IFLA_INFO_DATA))))
         elif kind == "tun":
-            tun = _tun_values(information)
-            persistent = bool(tun["IFLA_TUN_PERSIST"])
-            holder = _holder(tun, bool(message.get_attr("IFLA_CARRIER")))
-            for option in TUN_OPTIONS:
-                value = tun[option.attribute]
-                settings[option.name] = bool(value) if isinstance(option.default, bool) else value
-            settings[TXQUEUELEN.name] = message.get_attr(TXQUEUELEN.attribute)
-            mode = _addr_gen_mode(message)
-            if mode is not None:
-                settings[IPV6.name] = mode
-        if information and information.get_attr("IFLA_INFO_SLAVE_KIND") == "bridge":
-            settings.update(_values(PORT_OPTIONS, information.get_attr("IFLA_INFO_SLAVE_DATA")))
-        lowest, highest = message.get_attr("IFLA_MIN_MTU"), message.get_attr("IFLA_MAX_MTU")
+            tun = nested(information.get(IFLA_INFO_DATA))
+            persistent = bool(number(tun.get(IFLA_TUN_PERSIST)))
+            holder = _holder(tun, bool(number(attributes.get(IFLA_CARRIER))))
+            # Without an owner or a group there is no attribute.
+            settings.update({OWNER.name: NOBODY, GROUP.name: NOBODY})
+            settings.update(option_values(TUN_OPTIONS, tun))
+            settings.update(option_values((TXQUEUELEN,), attributes))
+            # There is nothing of IPv6 where the kernel or the link is without.
+            inet6 = nested(nested(attributes.get(IFLA_AF_SPEC)).get(socket.AF_INET6))
+            settings.update(option_values((IPV6,), inet6))
+        if text(information.get(IFLA_INFO_SLAVE_KIND, b"")) == "bridge":
+            settings.update(option_values(PORT_OPTIONS, nested(information.get(IFLA_INFO_SLAVE_DATA))))
+        lowest, highest = number(attributes.get(IFLA_MIN_MTU)), number(attributes.get(IFLA_MAX_MTU))
         return Link(
             name=name,
             kind=kind,
             settings=settings,
-            master=names.get(message.get_attr("IFLA_MASTER") or 0, ""),
-            mac_pinned=self._sysfs.mac_pinned(name, index) if named and is_bridge else None,
+            master=names.get(message.master, ""),
+            mac_pinned=self._sysfs.mac_pinned(name, message.index) if named and is_bridge else None,
             mtu_range=(lowest, highest) if lowest and highest else Link.mtu_range,
-            ethernet=message["ifi_type"] == ARPHRD_ETHER,
-            loopback=bool(message["flags"] & IFF_LOOPBACK),
+            ethernet=message.type == ARPHRD_ETHER,
+            loopback=bool(message.flags & IFF_LOOPBACK),
             persistent=persistent,
             holder=holder,
-            # Those of a port matter if it is brought up and, when that is undone, down again.
-            addresses=self._addresses(index) if named and (is_bridge or not settings[UP.name]) else (),
+            addresses=addresses,
         )
 
-    def _addresses(self, index: int) -> tuple[Address, ...]:
-        message = ifaddrmsg()
-        message["index"] = index
-        try:
-            answers = self._socket.ask(message, RTM_GETADDR, NLM_F_DUMP)
-        except _Refusal as refusal:
-            raise _failure("list the addresses", "ip address show", refusal) from None
-        # Kernels before 4.20 don't filter.
-        return tuple(_address(answer) for answer in answers if answer["index"] == index)
+    def _addresses(self, indexes: set[int]) -> dict[int, tuple[Address, ...]]:
+        """The addresses of the links with these indexes, by index."""
+        if not indexes:
+            return {}
+        message = _library().address()
+        if len(indexes) == 1:
+            message["index"] = min(indexes)
+        found: dict[int, tuple[Address, ...]] = {}
+        for answer in self._ask("list the addresses", message, RTM_GETADDR, NLM_F_DUMP):
+            # Kernels before 4.20 don't filter.
+            if answer["index"] in indexes:
+                found[answer["index"]] = (*found.get(answer["index"], ()), _address(answer))
+        return found
 
     def _carriers(self) -> dict[str, str]:
         """The links over which this process is reached, by name, and what each carries."""
@@ -640,7 +533,7 @@ class Kernel:
 
     def _links_with(self, ip: str) -> set[int]:
         """The indexes of the links that have the address `ip`."""
-        answers = self._ask("list the addresses", ifaddrmsg(), RTM_GETADDR, NLM_F_DUMP)
+        answers = self._ask("list the addresses", _library().address(), RTM_GETADDR, NLM_F_DUMP)
         return {
             answer["index"]
             for answer in answers
@@ -649,13 +542,13 @@ class Kernel:
 
     def _route_to(self, ip: str) -> set[int]:
         """The index of the link by which packets to `ip` leave; none if there is no route."""
-        message = rtmsg()
+        message = _library().route()
         message["family"] = socket.AF_INET6 if ":" in ip else socket.AF_INET
         message["dst_len"] = 128 if ":" in ip else 32
         message["attrs"] = [("RTA_DST", ip)]
         try:
-            (answer,) = self._socket.ask(message, RTM_GETROUTE, 0)
-        except _Refusal as refusal:
+            (answer,) = _decoded(_library().route, self._socket.ask(RTM_GETROUTE, 0, _encoded(message)))
+        except Refusal as refusal:
             if refusal.number in (errno.ENETUNREACH, errno.EHOSTUNREACH):
                 return set()
             raise _failure(f"ask for the route to {ip}", f"ip route get {ip}", refusal) from None
@@ -666,7 +559,7 @@ class Kernel:
         found = set()
         # One by one: a dump for every family ends with IPv4's.
         for family in (socket.AF_INET, socket.AF_INET6):
-            message = rtmsg()
+            message = _library().route()
             message["family"] = family
             for answer in self._ask("list the routes", message, RTM_GETROUTE, NLM_F_DUMP):
                 if answer["dst_len"] == 0 and answer["table"] == RT_TABLE_MAIN:
@@ -675,9 +568,11 @@ class Kernel:
         return found - {None}
 
     def _ask(self, purpose: str, message: Any, kind: int, flags: int) -> list[Any]:
+        """Ask by a message of pyroute2, and have the answers as such."""
+        codec = type(message)
         try:
-            return self._socket.ask(message, kind, flags)
-        except _Refusal as refusal:
+            return list(_decoded(codec, self._socket.ask(kind, flags, _encoded(message))))
+        except Refusal as refusal:
             raise _failure(purpose, "", refusal) from None
 
     # Changing
@@ -686,31 +581,29 @@ class Kernel:
         """Carry out one operation on links that `read` has seen or this Kernel has made; raises KernelError."""
         try:
             _PERFORMERS[type(operation)](self, operation)
-        except _Refusal as refusal:
+        except Refusal as refusal:
             raise _failure(operation.purpose, str(operation), refusal) from None
 
-    def _change(self, index: int, *attributes: tuple[str, Any]) -> None:
-        self._socket.ask(_link_message(index, *attributes), RTM_NEWLINK, NLM_F_ACK)
+    def _change(self, request: bytes) -> None:
+        self._socket.ask(RTM_NEWLINK, NLM_F_ACK, request)
 
     def _index(self, name: str) -> int:
         if name not in self._indexes:
             message = self._get(name).get(name)
             if message is None:
-                raise _Refusal(errno.ENODEV, "")
-            self._indexes[name] = message["index"]
+                raise Refusal(errno.ENODEV, "")
+            self._indexes[name] = message.index
         return self._indexes[name]
 
     def _create_bridge(self, operation: CreateBridge) -> None:
-        attributes: list[tuple[str, Any]] = [("IFLA_IFNAME", operation.name)]
+        attributes = [attribute(IFLA_IFNAME, operation.name.encode() + b"\0")]
         if ADDRESS.name in operation.settings:
-            attributes.append(_wire(ADDRESS, operation.settings[ADDRESS.name]))
+            attributes.append(option_attribute(ADDRESS, operation.settings[ADDRESS.name]))
         given = (option for option in BRIDGE_OPTIONS if option.name in operation.settings)
-        data = [_wire(option, operation.settings[option.name]) for option in given]
-        information: list[tuple[str, Any]] = [("IFLA_INFO_KIND", "bridge")]
-        if data:
-            information.append(("IFLA_INFO_DATA", _nested(*data)))
-        message = _link_message(0, *attributes, ("IFLA_LINKINFO", _nested(*information)))
-        self._socket.ask(message, RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+        data = [option_attribute(option, operation.settings[option.name]) for option in given]
+        information = [attribute(IFLA_INFO_KIND, b"bridge"), attribute(IFLA_INFO_DATA, data)]
+        request = link_request(0, *attributes, attribute(IFLA_LINKINFO, information))
+        self._socket.ask(RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, request)
         # Asked for when it is needed, so that a bridge is made or not, and never made and counted as failed.
         self._indexes.pop(operation.name, None)
 
@@ -730,41 +623,31 @@ class Kernel:
             _GIVE[operation.option.name](tap, int(operation.value))
 
     def _delete_link(self, operation: DeleteLink) -> None:
-        self._socket.ask(_link_message(self._index(operation.name)), RTM_DELLINK, NLM_F_ACK)
+        self._socket.ask(RTM_DELLINK, NLM_F_ACK, link_request(self._index(operation.name)))
 
     def _set(self, operation: Set) -> None:
-        index, option = self._index(operation.name), operation.option
-        if option is UP:
-            message = _link_message(index)
-            message["flags"], message["change"] = IFF_UP if operation.value else 0, IFF_UP
-            self._socket.ask(message, RTM_NEWLINK, NLM_F_ACK)
-        elif option.level == LINK:
-            try:
-                self._change(index, _wire(option, operation.value))
-            except _Refusal as refusal:
-                # Without IPv6 a link has no address of it either.
-                if option is not IPV6 or IPV6.report(operation.value) or refusal.number != errno.EAFNOSUPPORT:
-                    raise
-        else:
-            which = "IFLA_INFO_KIND", "IFLA_INFO_DATA"
-            if option.level == PORT:
-                which = "IFLA_INFO_SLAVE_KIND", "IFLA_INFO_SLAVE_DATA"
-            data = _nested(_wire(option, operation.value))
-            self._change(index, ("IFLA_LINKINFO", _nested((which[0], "bridge"), (which[1], data))))
+        request = _option_request(self._index(operation.name), operation.option, operation.value)
+        try:
+            self._change(request)
+        except Refusal as refusal:
+            # Without IPv6 a link has no address of it either.
+            idle = operation.option is IPV6 and not IPV6.report(operation.value)
+            if not idle or refusal.number != errno.EAFNOSUPPORT:
+                raise
 
     def _set_master(self, operation: SetMaster) -> None:
         master = self._index(operation.master) if operation.master else 0
-        self._change(self._index(operation.name), ("IFLA_MASTER", master))
+        self._change(link_request(self._index(operation.name), attribute(IFLA_MASTER, U32.pack(master))))
 
     def _add_address(self, operation: AddAddress) -> None:
         message = _address_message(self._index(operation.name), operation.address)
-        self._socket.ask(message, RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE)
+        self._socket.ask(RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, _encoded(message))
 
     def _remove_address(self, operation: RemoveAddress) -> None:
         message = _address_message(self._index(operation.name), operation.address)
         try:
-            self._socket.ask(message, RTM_DELADDR, NLM_F_ACK)
-        except _Refusal as refusal:
+            self._socket.ask(RTM_DELADDR, NLM_F_ACK, _encoded(message))
+        except Refusal as refusal:
             # It went away by itself.
             if refusal.number != errno.EADDRNOTAVAIL:
                 raise
@@ -787,7 +670,7 @@ _GIVE = {OWNER.name: tuntap.set_owner, GROUP.name: tuntap.set_group}
 
 @contextlib.contextmanager
 def _attached(name: str, settings: Mapping[str, Value], flags: int = 0) -> Iterator[int]:
-    """A descriptor of the tap `name` with the flags of `settings`, which it gets by that; raises _Refusal."""
+    """A descriptor of the tap `name` with the flags of `settings`, which it gets by that; raises Refusal."""
     flags |= tuntap.IFF_TAP
     if not settings.get(PACKET_INFO.name):
         flags |= tuntap.IFF_NO_PI
@@ -803,15 +686,7 @@ def _attached(name: str, settings: Mapping[str, Value], flags: int = 0) -> Itera
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise _Refusal(error.errno or 0, "") from None
-
-
-def _addr_gen_mode(message: Any) -> int | None:
-    """How the kernel makes up IPv6 addresses of a link; None where it has no IPv6."""
-    families = message.get_attr("IFLA_AF_SPEC")
-    inet6 = families and families.get_attr("AF_INET6")
-    mode = inet6 and inet6.get_attr(IPV6.attribute)
-    return None if mode is None else int(mode)
+        raise Refusal(error.errno or 0, "") from None
 
 
 def _address(message: Any) -> Address:
@@ -834,6 +709,31 @@ def _address(message: Any) -> Address:
         preferred=lifetime.get("ifa_preferred", Address.preferred),
         dynamic=not flags & IFA_F_PERMANENT,
     )
+
+
+def _addressed(
+    bridges: Iterable[Bridge], taps: Iterable[Tap], messages: Mapping[str, LinkMessage], all_bridges: bool
+) -> set[str]:
+    """The links whose addresses a task may move, or take away: one that goes down, or below IPv6's MTU, loses some."""
+    found = {
+        port
+        for bridge in bridges
+        for port in bridge.ports or ()
+        # One that is brought up goes down again when that is undone.
+        if port in messages and not messages[port].flags & IFF_UP
+    }
+    for bridge in bridges:
+        link = messages.get(bridge.name)
+        loses = bridge.settings.get(UP.name) is not True or MTU.name in bridge.settings
+        if link and (all_bridges or bridge.addresses is not None or loses or not link.flags & IFF_UP):
+            found.add(bridge.name)
+    for tap in taps:
+        link = messages.get(tap.name)
+        up = bool(link and link.flags & IFF_UP)
+        loses = up and int(tap.settings.get(MTU.name, IPV6_MIN_MTU)) < IPV6_MIN_MTU
+        if link and (loses or tap.settings.get(UP.name, up) is not up):
+            found.add(tap.name)
+    return found
 
 
 def imagine(bridges: Iterable[Bridge], taps: Iterable[Tap] = ()) -> Network:
@@ -873,7 +773,7 @@ _WAYS_OUT = {
 }
 
 
-def _failure(purpose: str, command: str, refusal: _Refusal) -> KernelError:
+def _failure(purpose: str, command: str, refusal: Refusal) -> KernelError:
     """The sentence for a refused request: object, operation, errno, the kernel's words, a way out."""
     like = f" (as by: {command})" if command else ""
     said = f", {refusal.text!r}" if refusal.text else ""

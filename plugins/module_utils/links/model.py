@@ -33,8 +33,8 @@ MIN_MTU, MAX_MTU = 68, 65535
 IPV6_MIN_MTU = 1280
 # net/bridge/br_private.h: BR_MAX_PORTS less port number 0
 MAX_PORTS = 1023
-# <linux/if.h>: IFALIASZ, less the final NUL that the kernel adds and the one that pyroute2 sends
-MAX_ALIAS = 254
+# <linux/if.h>: IFALIASZ, less the final NUL that the kernel adds
+MAX_ALIAS = 255
 # net/bridge/br_private.h: BR_GROUPFWD_RESTRICTED. Frames of STP, of flow control and of link aggregation are for the
 # bridge itself, and never forwarded.
 RESTRICTED_GROUPS = 0b111
@@ -151,7 +151,7 @@ def _group_mask(value: object, what: str) -> int:
 
 
 def _alias(value: object, what: str) -> str:
-    """Text of at most 254 bytes; dev_set_alias() in the kernel. Control characters would spoil what shows it."""
+    """Text of at most 255 bytes; dev_set_alias() in the kernel. Control characters would spoil what shows it."""
     text = str(value)
     try:
         size = len(text.encode())

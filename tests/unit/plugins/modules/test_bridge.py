@@ -73,7 +73,7 @@ OPTIONS = [
     ("ageing_time", 0, 12.3, lambda data: data["ageing_time"] == 1230),
     ("ageing_time", 60, 100000, lambda data: data["ageing_time"] == 10000000),
     ("alias", "one's own", "two words", lambda data: data["ifalias"] == "two words"),
-    ("alias", "ä" * 127, "", lambda data: "ifalias" not in data),
+    ("alias", "ä" * 127 + "x", "", lambda data: "ifalias" not in data),
     ("hello_time", 1, 9.5, lambda data: data["hello_time"] == 950),
     ("hello_time", 1.2, 10, lambda data: data["hello_time"] == 1000),
     ("max_age", 6, 7.2, lambda data: data["max_age"] == 720),
