@@ -46,6 +46,11 @@ def connection() -> Connection | None:
     return None
 
 
+def suspicious(plan: Plan) -> bool:
+    """Whether the plan takes anything from a link that is there already, and so may carry a connection."""
+    return any(step.operation.name in plan.before and _harms(step.operation, plan) for step in plan.steps)
+
+
 def spare(plan: Plan, carriers: Mapping[str, str]) -> None:
     """Raise Refused if the plan takes from a link of `carriers` (its name, and what it carries) what that needs.
 

@@ -357,7 +357,7 @@ class Kernel:
         """
         plan = make_plan(bridges, self.read(bridges, taps, all_addresses=all_addresses), taps)
         # The connection is one of the namespace that the process came from.
-        if plan.steps and spare_connection and self._netns is None:
+        if spare_connection and self._netns is None and guard.suspicious(plan):
             guard.spare(plan, self._carriers())
         if check or not plan.steps:
             return Outcome(plan, plan.after)
@@ -589,10 +589,11 @@ class Kernel:
 
     def _index(self, name: str) -> int:
         if name not in self._indexes:
-            message = self._get(name).get(name)
-            if message is None:
-                raise Refusal(errno.ENODEV, "")
-            self._indexes[name] = message.index
+            # It was made by this Kernel, so the name is no alternative one.
+            try:
+                self._indexes[name] = socket.if_nametoindex(name)
+            except OSError as error:
+                raise Refusal(error.errno or 0) from None
         return self._indexes[name]
 
     def _create_bridge(self, operation: CreateBridge) -> None:

@@ -696,7 +696,26 @@ def test_links_need_no_library(sandbox: Sandbox, no_pyroute2: None) -> None:
     taps = [tap("tap0", bridge="br0", isolated=True, mtu=1400)]
     with Kernel() as links:
         for changes in (True, False):
-            assert bool(links.reconcile(bridges, taps, all_addresses=False).plan.steps) is changes
+            outcome = links.reconcile(bridges, taps, spare_connection=True, all_addresses=False)
+            assert bool(outcome.plan.steps) is changes
+
+
+def test_nothing_to_do_takes_one_dump(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many links there are: the budget of a second run."""
+    bridges = [bridge(f"br{number}") for number in range(2)]
+    taps = [tap(f"tap{number}", bridge=f"br{number % 2}") for number in range(30)]
+    asked: list[int] = []
+    real = rtnetlink.Rtnetlink.ask
+
+    def ask(self: rtnetlink.Rtnetlink, kind: int, flags: int, body: bytes) -> list[bytes]:
+        asked.append(kind)
+        return real(self, kind, flags, body)
+
+    with Kernel() as links:
+        links.reconcile(bridges, taps, all_addresses=False)
+        monkeypatch.setattr(rtnetlink.Rtnetlink, "ask", ask)
+        assert not links.reconcile(bridges, taps, all_addresses=False).plan.steps
+    assert asked == [rtnetlink.RTM_GETLINK]
 
 
 @pytest.mark.parametrize("existing", [True, False])
