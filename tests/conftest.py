@@ -22,8 +22,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / ".collections"))
 
+from support import guest  # noqa: E402
 from support.namespaces import Sandbox  # noqa: E402
 from support.qemu import Debian, fetch  # noqa: E402
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Run the tests that this kernel can't in a guest."""
+    config.pluginmanager.register(guest)
 
 
 @pytest.fixture(scope="session", autouse=True)

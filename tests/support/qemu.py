@@ -30,6 +30,9 @@ CACHE = Path(__file__).resolve().parent.parent.parent / ".cache"
 QEMU = Path("/usr/bin/qemu-system-x86_64")
 BRIDGE_HELPER = Path("/usr/lib/qemu/qemu-bridge-helper")
 
+# Debian 12 has it among QEMU's own programs, later releases have it in a package of its name.
+_VIRTIOFSD = (Path("usr/lib/qemu/virtiofsd"), Path("usr/libexec/virtiofsd"))
+
 # struct vfs_cap_data, <linux/capability.h>: VFS_CAP_REVISION_2 | VFS_CAP_FLAGS_EFFECTIVE, then permitted and
 # inheritable, low words first. 12 is CAP_NET_ADMIN.
 _CAP_NET_ADMIN_EP = struct.pack("<5I", 0x02000000 | 1, 1 << 12, 0, 0, 0)
@@ -44,6 +47,10 @@ class Debian(NamedTuple):
 
     programs: Path
     """A tree to lay over the machine's /usr: QEMU, its bridge helper, and the libraries that the machine lacks."""
+    libraries: Path
+    """The directory of these libraries, for programs that are started where the tree lies."""
+    virtiofsd: Path
+    """The program in the tree that serves files to a guest."""
     kernel: Path
     """The distribution's kernel for virtual machines."""
     modules: Path
@@ -70,9 +77,12 @@ def fetch() -> Debian:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not unpacked.exists():
             _download(unpacked)
+    programs = unpacked / "programs"
+    (virtiofsd,) = (programs / path for path in _VIRTIOFSD if (programs / path).exists())
     (kernel,) = unpacked.glob("guest/boot/vmlinuz-*")
     (modules,) = unpacked.glob("guest/usr/lib/modules/*")
-    return Debian(unpacked / "programs", kernel, modules, unpacked / "guest/usr/bin/busybox")
+    busybox = unpacked / "guest/usr/bin/busybox"
+    return Debian(programs, programs / f"usr/lib/{machine}-linux-gnu", virtiofsd, kernel, modules, busybox)
 
 
 def _download(destination: Path) -> None:
@@ -100,7 +110,8 @@ def _packages(scratch: Path) -> dict[str, list[Path]]:
     options = ["-q", "-o", "APT::Sandbox::User=root"]
     install = [*options, "--yes", "--download-only", "--no-install-recommends", "--reinstall"]
     install += ["-o", "DPkg::Lock::Timeout=300", "-o", f"Dir::Cache::archives={programs}"]
-    _run(["apt-get", "install", *install, "qemu-system-x86", "qemu-system-common"], programs)
+    virtiofsd = _run(["apt-cache", "search", "--names-only", "^virtiofsd$"], programs).split()[:1]
+    _run(["apt-get", "install", *install, "qemu-system-x86", "qemu-system-common", *virtiofsd], programs)
     # linux-image-cloud-amd64 is empty and depends on the newest kernel.
     depends = _run(["apt-cache", "depends", "--important", "linux-image-cloud-amd64"], guest)
     kernels = [line.split()[1] for line in depends.splitlines() if line.split()[0] == "Depends:"]
