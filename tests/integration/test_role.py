@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import stat
@@ -17,6 +18,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
+from ansible_collections.hostnet.qemu.plugins.module_utils.links.model import bridge_argument_spec, tap_argument_spec
+from ansible_collections.hostnet.qemu.plugins.module_utils.tapfd import tuntap
 from support.install import (
     LAUNCHER,
     LIBRARY,
@@ -84,6 +88,17 @@ def hand_over(bridge: bytes) -> HandOver:
     return answer
 
 
+def attach(tap: str, flags: int = 0) -> int:
+    """Be the guest of a tap, as QEMU is with `-netdev tap,ifname=TAP`; return the descriptor."""
+    descriptor = tuntap.open_tun()
+    try:
+        tuntap.create(descriptor, tap.encode(), tuntap.IFF_TAP | tuntap.IFF_NO_PI | tuntap.IFF_VNET_HDR | flags)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 def is_granted(bridge: str) -> bool:
     """Ask the installed helper what the ACL says about this process; PermissionError where it can't be started."""
     done = subprocess.run([LAUNCHER, "--check", f"--br={bridge}"], capture_output=True, text=True, check=False)
@@ -105,7 +120,13 @@ def test_a_host_from_nothing_to_a_tap_and_back(host: Sandbox, playbook: Playbook
 
     # As on a fresh host: neither pyroute2 nor python3-apt, without which Ansible's own module fails in check mode.
     mount("tmpfs", "/usr/lib/python3/dist-packages", "tmpfs")
-    check = playbook.run({}, "--check", "--diff", interpreter="/usr/bin/python3")
+    variables = {
+        "qemu_bridge_taps": [
+            {"name": "guest0", "owner": "nobody", "bridge": "br0", "isolated": "yes", "mtu": "1400"},
+            {"name": "guest1", "group": 65534},
+        ]
+    }
+    check = playbook.run(variables, "--check", "--diff", interpreter="/usr/bin/python3")
     unmount("/usr/lib/python3/dist-packages")
     assert check.status == 0, check.output
     assert (tree("/usr/local", "/etc"), links()) == before
@@ -113,14 +134,22 @@ def test_a_host_from_nothing_to_a_tap_and_back(host: Sandbox, playbook: Playbook
         "Would install python3-pyroute2.",
         f"{LAUNCHER}: missing",
         "+allow br0",
-        "Would make or change br0",
+        "Would make or change br0, guest0, guest1: what",
         "so there is nothing to verify",
     ):
         assert announced in check.output
 
-    first = playbook.converge({})
-    assert "nobody got tap0 on br0 (MTU 1500)" in first.output
+    first = playbook.converge(variables)
+    # A port of another MTU takes that of the bridge along.
+    assert "nobody got tap0 on br0 (MTU 1400)" in first.output
     assert nobody.call(hand_over, b"br0").status == 0
+    for tap, group in (("guest0", []), ("guest1", [65534])):
+        owner = User(NOBODY if tap == "guest0" else 4001, group)
+        owner.call(attach, tap)
+        owner.close()
+    (guest0,) = json.loads(ip("-details", "-json", "link", "show", "dev", "guest0"))
+    assert (guest0["master"], guest0["mtu"], "UP" in guest0["flags"]) == ("br0", 1400, True)
+    assert guest0["linkinfo"]["info_slave_data"]["isolated"]
     assert os.getxattr(LAUNCHER, "security.capability") == NET_ADMIN_PERMITTED
     device = os.stat("/dev/net/tun")
     assert (stat.filemode(device.st_mode), device.st_rdev) == ("crw-rw-rw-", os.makedev(10, 200))
@@ -131,7 +160,7 @@ def test_a_host_from_nothing_to_a_tap_and_back(host: Sandbox, playbook: Playbook
     assert {path.name for path in (version / "tapfd").glob("*.py")} == {path.name for path in TAPFD.glob("*.py")}
     converged = tree("/usr/local", "/etc")
 
-    second = playbook.converge({})
+    second = playbook.converge(variables)
     assert second.changed == 0, second.output
 
     # What an administrator, a package or an accident may do.
@@ -149,14 +178,16 @@ def test_a_host_from_nothing_to_a_tap_and_back(host: Sandbox, playbook: Playbook
     POLICY.write_text("allow all\n")
     Path("/dev/net/tun").chmod(0o600)
     ip("link", "set", "br0", "down")
-    mended = playbook.converge({})
+    ip("link", "set", "guest0", "nomaster")
+    mended = playbook.converge(variables)
     assert f"{LAUNCHER}: mode 4755, without cap_net_admin=p" in mended.output
     assert nobody.call(hand_over, b"br0").status == 0
+    assert os.path.exists("/sys/class/net/br0/brif/guest0")
     saved = str(POLICY) + ".before-hostnet-qemu"
     assert tree("/usr/local", "/etc") == converged | {saved: tree("/etc")[saved]}
     os.unlink(saved)
 
-    # A bridge in use is not taken away, all else is.
+    # A bridge or a tap in use is not taken away, all else is.
     for bridge in ("used", "own", "port"):
         ip("link", "add", bridge, "up", "type", "bridge")
     ip("address", "add", "192.0.2.1/24", "dev", "used")
@@ -165,10 +196,13 @@ def test_a_host_from_nothing_to_a_tap_and_back(host: Sandbox, playbook: Playbook
     ip("tuntap", "add", "dev", "tap9", "mode", "tap")
     ip("link", "set", "tap9", "master", "port")
     bridges = [{"name": "br0"}, {"name": "used"}, {"name": "port"}, {"name": "own", "addresses": ["2001:DB8:1::1/64"]}]
-    gone = playbook.converge({"qemu_bridge_state": "absent", "qemu_bridge_bridges": bridges})
+    guest = attach("guest1")
+    gone = playbook.converge({**variables, "qemu_bridge_state": "absent", "qemu_bridge_bridges": bridges})
+    os.close(guest)
     assert "used stays, it has the addresses 192.0.2.1, 2001:db8::1." in gone.output
     assert "port stays, it has the ports tap9." in gone.output
-    assert (tree("/usr/local", "/etc"), links()) == (before[0], sorted([*before[1], "used", "port", "tap9"]))
+    assert "guest1 stays, a guest holds it." in gone.output
+    assert (tree("/usr/local", "/etc"), links()) == (before[0], sorted([*before[1], "used", "port", "tap9", "guest1"]))
 
 
 def test_an_upgrade_is_never_in_the_way_of_a_start(host: Sandbox, playbook: Playbook, nobody: User) -> None:
@@ -310,6 +344,7 @@ def test_wrong_variables_are_refused_before_anything_is_changed(host: Sandbox, p
         {
             "qemu_bridge_state": "there",
             "qemu_bridge_bridges": [{"nam": "br0"}, {"name": "br1", "mtu": "big"}],
+            "qemu_bridge_taps": [{"name": "tap0", "netns": "lab", "up": "perhaps"}],
             "qemu_bridge_acl": [{"bridge": "br0"}, {"bridge": "br0", "action": "permit", "user": ["alice"]}],
             "qemu_bridge_manage_tun": "perhaps",
         }
@@ -322,6 +357,13 @@ def test_wrong_variables_are_refused_before_anything_is_changed(host: Sandbox, p
                 {"name": "br2", "mac": "52:54:00:12:34", "addresses": ["192.0.2.1", "2001:db8::/129", "192.0.2.2/24"]},
                 {"name": "br3", "mac": "52:54:00:12:34:56", "mtu": 65535, "ports": ["lo"], "forward_delay": 0},
                 {"name": "br4", "hello_time": 0.5, "max_age": 41, "priority": 65536, "group_fwd_mask": 5},
+                {"name": "br5", "ports": ["tap4"]},
+            ],
+            "qemu_bridge_taps": [
+                *({"name": name} for name in ("tap1", "tap1", "tap:0", "lo", "br5")),
+                {"name": "tap2", "mac": "stable", "mtu": 65535, "txqueuelen": -1, "cost": 0, "priority": 64},
+                {"name": "tap3", "owner": "no-user", "group": "no group", "bridge": "br6"},
+                {"name": "tap4", "owner": 12345678, "group": "", "bridge": "br5"},
             ],
             "qemu_bridge_acl": [
                 {"bridge": "br%d", "action": "allow"},
@@ -343,6 +385,8 @@ def test_wrong_variables_are_refused_before_anything_is_changed(host: Sandbox, p
         "missing required arguments: name found in qemu_bridge_bridges",
         "qemu_bridge_bridges.nam",
         "argument 'mtu'",
+        "qemu_bridge_taps.netns",
+        "argument 'up'",
         "missing required arguments: action found in qemu_bridge_acl",
         "value of action must be one of",
         "qemu_bridge_acl.user",
@@ -366,6 +410,19 @@ def test_wrong_variables_are_refused_before_anything_is_changed(host: Sandbox, p
         "- qemu_bridge_bridges: br4: max_age 41 is not from 6 to 40",
         "- qemu_bridge_bridges: br4: priority 65536 is not from 0 to 65535",
         "- qemu_bridge_bridges: br4: group_fwd_mask 5 has one of the bits 0, 1 and 2",
+        "- qemu_bridge_taps: tap1 stands there 2 times",
+        "- qemu_bridge_taps: `tap:0` is no name for a tap: it holds",
+        "- qemu_bridge_taps: the interface lo exists and is no tap",
+        "- qemu_bridge_taps: br5 stands in qemu_bridge_bridges too",
+        "- qemu_bridge_taps: lo stands in qemu_bridge_bridges too",
+        "- qemu_bridge_taps: tap2: mac `stable` is no unicast address",
+        "- qemu_bridge_taps: tap2: mtu 65535 is not from 68 to 65521",
+        "- qemu_bridge_taps: tap2: txqueuelen -1 is not from 0 to 4294967295",
+        "- qemu_bridge_taps: tap2: cost 0 is not from 1 to 65535",
+        "- qemu_bridge_taps: tap2: priority 64 is not from 0 to 63",
+        "- qemu_bridge_taps: tap3: there is no user `no-user` on this host to be its owner",
+        "- qemu_bridge_taps: tap3: there is no group `no group` on this host to be its group",
+        "- qemu_bridge_taps: tap3: there is no bridge br6 to put it on",
         "- qemu_bridge_acl: `br%d` is no name of a bridge: it holds",
         "- qemu_bridge_acl: the deny of br0 names users or groups",
         "- qemu_bridge_acl: the allow of br0 has no users and groups in its lists",
@@ -379,6 +436,22 @@ def test_wrong_variables_are_refused_before_anything_is_changed(host: Sandbox, p
     lines = meaning.output.splitlines()
     assert [text for text in reasons if not any(line.startswith(text) for line in lines)] == [], meaning.output
     assert len([line for line in lines if line.startswith("- ")]) == len(reasons), meaning.output
+
+
+@pytest.mark.parametrize(
+    ("variable", "spec", "left_out"),
+    [
+        ("qemu_bridge_bridges", bridge_argument_spec(), {"state"}),
+        ("qemu_bridge_taps", tap_argument_spec(), set[str]()),
+    ],
+)
+def test_a_variable_takes_what_the_module_takes(variable: str, spec: dict[str, Any], left_out: set[str]) -> None:
+    told = yaml.safe_load((ROOT / "roles/qemu_bridge/meta/argument_specs.yml").read_text())
+    options = told["argument_specs"]["main"]["options"][variable]["options"]
+    assert set(options) == set(spec) - left_out
+    for name, rules in options.items():
+        kinds = {key: rules.get(key) for key in ("type", "elements", "choices", "required")}
+        assert kinds == {key: spec[name].get(key) for key in kinds}, name
 
 
 # What `survey` finds on a host is tested by itself: a playbook for each would take minutes.
@@ -505,6 +578,29 @@ def test_what_an_interrupted_run_left_goes(host: Sandbox, program: ModuleType, r
     LAUNCHER.chmod(0o700)
     launcher = program.survey(request_of_role)["launcher"]
     assert (launcher["drift"], launcher["stale"]) == (["mode 0700"], [])
+
+
+def test_a_tap_is_removed_unless_a_guest_holds_it(
+    host: Sandbox, program: ModuleType, request_of_role: dict[str, Any]
+) -> None:
+    queues = {"many": ["multi_queue"], "idle": [], "down": [], "one": []}
+    for tap, words in queues.items():
+        ip("tuntap", "add", "dev", tap, "mode", "tap", "vnet_hdr", *words)
+        ip("link", "set", "dev", tap, "up")
+    guests = [attach(tap, tuntap.IFF_MULTI_QUEUE if words else 0) for tap, words in queues.items() if tap != "idle"]
+    ip("link", "set", "dev", "down", "down")
+    descriptor = tuntap.open_tun()
+    tuntap.create(descriptor, b"own", tuntap.IFF_TAP | tuntap.IFF_NO_PI)
+    ip("tuntap", "add", "dev", "packets", "mode", "tun")
+    request_of_role.update(state="absent", taps=[{"name": name} for name in (*queues, "own", "packets", "none")])
+    links = program.survey(request_of_role)["leftovers"]["links"]
+    assert links["taps"] == [{"name": "idle", "state": "absent"}]
+    assert links["staying"] == [f"{name} stays, a guest holds it." for name in ("many", "down", "one", "own")]
+    for guest in guests:
+        os.close(guest)
+    links = program.survey(request_of_role)["leftovers"]["links"]
+    assert [tap["name"] for tap in links["taps"]] == list(queues)
+    os.close(descriptor)
 
 
 @pytest.mark.parametrize(

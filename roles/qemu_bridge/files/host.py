@@ -31,6 +31,7 @@ import struct
 import subprocess
 import tempfile
 import urllib.parse
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,23 +46,40 @@ NET_ADMIN_PERMITTED = struct.pack("<5I", 0x02000000, 1 << CAP_NET_ADMIN, 0, 0, 0
 # /dev/net/tun: Documentation/admin-guide/devices.txt of the kernel.
 TUN_DEVICE = os.makedev(10, 200)
 
-# <linux/netlink.h>, <linux/rtnetlink.h>, <linux/if_addr.h>
+# <linux/netlink.h>, <linux/rtnetlink.h>, <linux/if_addr.h>, <linux/if_link.h>
 NETLINK_ROUTE = 0
 NLM_F_REQUEST = 0x001
+NLM_F_MULTI = 0x002
 NLM_F_DUMP = 0x300
 NLMSG_ERROR = 2
 NLMSG_DONE = 3
+RTM_GETLINK = 18
 RTM_GETADDR = 22
 RT_SCOPE_LINK = 253
 IFA_ADDRESS = 1
 IFA_LOCAL = 2
+IFLA_IFNAME = 3
+IFLA_LINKINFO = 18
+IFLA_CARRIER = 33
+IFLA_INFO_DATA = 2
+IFLA_TUN_PERSIST = 6
+IFLA_TUN_NUM_QUEUES = 8
+IFLA_TUN_NUM_DISABLED_QUEUES = 9
+
+# <linux/if_tun.h>
+IFF_TAP = 0x0002
 
 # <linux/if.h>: IFNAMSIZ less the final NUL.
 MAX_NAME = 15
-# <linux/if_ether.h>: ETH_MIN_MTU and ETH_MAX_MTU.
-MIN_MTU, MAX_MTU = 68, 65535
 # Lowest and highest value that the kernel takes, see the same options in links/model.py.
-RANGES = {"hello_time": (1, 10), "max_age": (6, 40), "priority": (0, 65535), "group_fwd_mask": (0, 65535)}
+BRIDGE_RANGES = {
+    "mtu": (68, 65535),
+    "hello_time": (1, 10),
+    "max_age": (6, 40),
+    "priority": (0, 65535),
+    "group_fwd_mask": (0, 65535),
+}
+TAP_RANGES = {"mtu": (68, 65521), "txqueuelen": (0, 0xFFFFFFFF), "cost": (1, 65535), "priority": (0, 63)}
 # tapfd/acl.py reads at most this many files, bridge.conf among them.
 MAX_FILES = 64
 
@@ -113,7 +131,7 @@ class Survey:
         self._judge_kernel()
         self._judge_file_systems()
         self._judge_directories()
-        self._judge_bridges()
+        self._judge_links()
         grants = Grants(self.request, self.problems)
         python = self._python()
         includes = self._includes(grants)
@@ -130,6 +148,7 @@ class Survey:
             "includes": includes,
             "directories": self._directories(bool(includes["paths"]), boot),
             "has_machine_id": _has_machine_id(),
+            "bridges": self._bridges(),
             "boot": boot,
             "missing": self._missing_programs(includes["wrong"], boot),
             "verify": self._verify(grants),
@@ -146,7 +165,7 @@ class Survey:
             if line.startswith("CapEff:"):
                 effective = int(line.split()[1], 16)
         for number, name, use in (
-            (CAP_NET_ADMIN, "NET_ADMIN", "make bridges"),
+            (CAP_NET_ADMIN, "NET_ADMIN", "make bridges and taps"),
             (CAP_SETFCAP, "SETFCAP", "give the launcher its capability"),
         ):
             if not effective >> number & 1:
@@ -354,7 +373,7 @@ class Survey:
         missing = []
         # At boot there is no interpreter but the system's own.
         wanting = boot["install"] and not boot["install"]["has_pyroute2"]
-        if wanting or (self.request["bridges"] and not _can_import("pyroute2", self.request["interpreters"])):
+        if wanting or (self._has_links() and not _can_import("pyroute2", self.request["interpreters"])):
             missing.append("pyroute2")
         if any(include["setfacl"] for include in includes) and shutil.which("setfacl") is None:
             missing.append("setfacl")
@@ -379,20 +398,41 @@ class Survey:
 
     # -- what is asked for
 
-    def _judge_bridges(self) -> None:
-        names = [str(bridge["name"]) for bridge in self.request["bridges"]]
-        for name in dict.fromkeys(names):
-            fault = name_fault(name) or ("`all` stands for every bridge in the ACL" if name == "all" else "")
-            if fault:
-                self.problems.append(f"qemu_bridge_bridges: `{name}` is no name for a bridge: {fault}.")
-            elif names.count(name) > 1:
-                self.problems.append(f"qemu_bridge_bridges: {name} stands there {names.count(name)} times.")
-            elif os.path.exists(f"/sys/class/net/{name}") and not _is_bridge(name):
-                self.problems.append(
-                    f"qemu_bridge_bridges: the interface {name} exists and is no bridge: give another name."
-                )
+    def _has_links(self) -> bool:
+        return bool(self.request["bridges"] or self.request["taps"])
+
+    def _bridges(self) -> list[dict[str, Any]]:
+        """The bridges as this host can have them: without a machine id, no address is stable."""
+        bridges: list[dict[str, Any]] = self.request["bridges"]
+        if _has_machine_id():
+            return bridges
+        return [{**bridge, "mac": None} if bridge.get("mac") == "stable" else bridge for bridge in bridges]
+
+    def _judge_links(self) -> None:
+        for kind, is_one in (("bridge", _is_bridge), ("tap", _is_tap)):
+            variable = f"qemu_bridge_{kind}s"
+            for name, count in Counter(str(item["name"]) for item in self.request[f"{kind}s"]).items():
+                fault = name_fault(name)
+                if kind == "bridge" and name == "all":
+                    fault = "`all` stands for every bridge in the ACL"
+                if fault:
+                    self.problems.append(f"{variable}: `{name}` is no name for a {kind}: {fault}.")
+                elif count > 1:
+                    self.problems.append(f"{variable}: {name} stands there {count} times.")
+                elif os.path.exists(f"/sys/class/net/{name}") and not is_one(name):
+                    self.problems.append(
+                        f"{variable}: the interface {name} exists and is no {kind}: give another name."
+                    )
+        bridges = {str(bridge["name"]) for bridge in self.request["bridges"]}
+        taps = {str(tap["name"]) for tap in self.request["taps"]}
+        for name in sorted(bridges & taps):
+            self.problems.append(f"qemu_bridge_taps: {name} stands in qemu_bridge_bridges too.")
         for bridge in self.request["bridges"]:
-            self.problems += [f"qemu_bridge_bridges: {bridge['name']}: {fault}." for fault in _bridge_faults(bridge)]
+            for fault in _bridge_faults(bridge, taps):
+                self.problems.append(f"qemu_bridge_bridges: {bridge['name']}: {fault}.")
+        for tap in self.request["taps"]:
+            for fault in _tap_faults(tap, bridges):
+                self.problems.append(f"qemu_bridge_taps: {tap['name']}: {fault}.")
 
     # -- what is installed
 
@@ -415,7 +455,7 @@ class Survey:
     def _boot(self) -> dict[str, Any]:
         """What has to be there to make the links again when the host starts, or what of it has to go."""
         init = _init_system()
-        wanted = self.request["boot"] and bool(self.request["bridges"])
+        wanted = self.request["boot"] and self._has_links()
         if not wanted or not init:
             return {"init": init, "unable": wanted, "install": None, "remove": _boot_files(self.paths)}
         python, has_pyroute2 = self._system_python()
@@ -662,12 +702,10 @@ class Grants:
                         granted.append(bridge)
 
     def _exists(self, kind: str, name: str, variable: str) -> bool:
-        try:
-            pwd.getpwnam(name) if kind == "user" else grp.getgrnam(name)
-        except (KeyError, ValueError):
+        known = _is_known(kind, name)
+        if not known:
             self.problems.append(f"{variable}: there is no {kind} `{name}` on this host.")
-            return False
-        return True
+        return known
 
     def allows(self, kind: str, name: str, bridge: str) -> bool:
         """Whether the ACL grants `bridge` to everyone or, beyond that, to this user or group."""
@@ -694,14 +732,32 @@ def _leftovers(request: dict[str, Any]) -> dict[str, Any]:
         if path not in gone and all(os.path.join(path, name) in gone for name in _entries(path)):
             directories.append(path)
             gone.add(path)
-    bridges = [bridge for bridge in request["bridges"] if _is_bridge(str(bridge["name"]))]
     return {
         "init": _init_system(),
         "files": files,
         "directories": directories,
         "restore_policy": restore,
-        "bridges": [{"name": str(bridge["name"]), "needed_for": _needed_for(bridge)} for bridge in bridges],
+        "links": _leftover_links(request),
     }
+
+
+def _leftover_links(request: dict[str, Any]) -> dict[str, list[Any]]:
+    """The bridges and taps that nobody uses, as the module `links` is told to remove them, and why others stay."""
+    removable: dict[str, list[Any]] = {"bridges": [], "taps": [], "staying": []}
+    names = [str(tap["name"]) for tap in request["taps"]]
+    held = {name: _is_held(name) for name in names if _is_tap(name)}
+    removable["taps"] = [{"name": name, "state": "absent"} for name in held if not held[name]]
+    removable["staying"] = [f"{name} stays, a guest holds it." for name in held if held[name]]
+    going = {name for name in held if not held[name]}
+    for bridge in request["bridges"]:
+        if not _is_bridge(str(bridge["name"])):
+            continue
+        needed_for = _needed_for(bridge, going)
+        if needed_for:
+            removable["staying"].append(f"{bridge['name']} stays, it has {needed_for}.")
+        else:
+            removable["bridges"].append({"name": str(bridge["name"]), "state": "absent"})
+    return removable
 
 
 def _init_system() -> str:
@@ -719,10 +775,10 @@ def _boot_files(paths: dict[str, Any]) -> list[str]:
     return [path for path in (*files, paths["state"], paths["restorers"]) if os.path.lexists(path)]
 
 
-def _needed_for(bridge: dict[str, Any]) -> str:
-    """What hangs on a bridge beside what the role gave it; an empty string for nothing."""
+def _needed_for(bridge: dict[str, Any], going: set[str]) -> str:
+    """What hangs on a bridge beside what the role gave it and the ports that are going; an empty string for nothing."""
     name = str(bridge["name"])
-    ports = sorted(os.listdir(f"/sys/class/net/{name}/brif"))
+    ports = sorted(set(os.listdir(f"/sys/class/net/{name}/brif")) - going)
     given = set()
     for address in map(str, bridge.get("addresses") or []):
         with contextlib.suppress(ValueError):
@@ -873,22 +929,15 @@ def name_fault(name: str) -> str:
     return ""
 
 
-def _bridge_faults(bridge: dict[str, Any]) -> Iterator[str]:
+def _bridge_faults(bridge: dict[str, Any], taps: set[str]) -> Iterator[str]:
     """What is wrong with the options of a bridge, as far as it can be said before pyroute2 is there."""
     mac = str(bridge.get("mac") or "stable")
-    pairs = re.fullmatch(r"([0-9A-Fa-f]{2})([:-][0-9A-Fa-f]{2}){5}", mac)
-    if mac != "stable" and not (pairs and int(pairs[1], 16) & 1 == 0 and mac.strip("0:-")):
+    if mac != "stable" and not _is_unicast(mac):
         yield f"mac `{mac}` is neither `stable` nor a unicast address of six pairs of hexadecimal digits"
-    mtu = bridge.get("mtu")
-    if mtu is not None and not MIN_MTU <= int(mtu) <= MAX_MTU:
-        yield f"mtu {mtu} is not from {MIN_MTU} to {MAX_MTU}"
     for timer in ("forward_delay", "ageing_time"):
         if float(bridge.get(timer) or 0) < 0:
             yield f"{timer} {bridge[timer]} is negative"
-    for option, (lowest, highest) in RANGES.items():
-        value = bridge.get(option)
-        if value is not None and not lowest <= float(value) <= highest:
-            yield f"{option} {value} is not from {lowest} to {highest}"
+    yield from _range_faults(bridge, BRIDGE_RANGES)
     if int(bridge.get("group_fwd_mask") or 0) & 0b111:
         yield f"group_fwd_mask {bridge['group_fwd_mask']} has one of the bits 0, 1 and 2, which the kernel refuses"
     for address in map(str, bridge.get("addresses") or []):
@@ -901,35 +950,107 @@ def _bridge_faults(bridge: dict[str, Any]) -> Iterator[str]:
             if "/" not in address:
                 yield f"address {address} has no prefix length, such as 192.0.2.1/24"
     for port in map(str, bridge.get("ports") or []):
-        if name_fault(port) or not os.path.exists(f"/sys/class/net/{port}"):
+        if port not in taps and (name_fault(port) or not os.path.exists(f"/sys/class/net/{port}")):
             yield f"there is no link {port} to be a port"
+
+
+def _tap_faults(tap: dict[str, Any], bridges: set[str]) -> Iterator[str]:
+    """What is wrong with the options of a tap, as far as it can be said before pyroute2 is there."""
+    mac = tap.get("mac")
+    if mac is not None and not _is_unicast(str(mac)):
+        yield f"mac `{mac}` is no unicast address of six pairs of hexadecimal digits"
+    yield from _range_faults(tap, TAP_RANGES)
+    for option, kind in (("owner", "user"), ("group", "group")):
+        name = str(tap.get(option) or "")
+        # An id need not be known, and an empty string is nobody.
+        if name and not name.isdecimal() and not _is_known(kind, name):
+            yield f"there is no {kind} `{name}` on this host to be its {option}"
+    bridge = str(tap.get("bridge") or "")
+    if bridge and bridge not in bridges and not _is_bridge(bridge):
+        yield f"there is no bridge {bridge} to put it on"
+
+
+def _range_faults(item: dict[str, Any], ranges: dict[str, tuple[int, int]]) -> Iterator[str]:
+    for option, (lowest, highest) in ranges.items():
+        value = item.get(option)
+        if value is not None and not lowest <= float(value) <= highest:
+            yield f"{option} {value} is not from {lowest} to {highest}"
+
+
+def _is_unicast(mac: str) -> bool:
+    pairs = re.fullmatch(r"([0-9A-Fa-f]{2})([:-][0-9A-Fa-f]{2}){5}", mac)
+    return bool(pairs and int(pairs[1], 16) & 1 == 0 and mac.strip("0:-"))
+
+
+def _is_known(kind: str, name: str) -> bool:
+    try:
+        pwd.getpwnam(name) if kind == "user" else grp.getgrnam(name)
+    except (KeyError, ValueError):
+        return False
+    return True
 
 
 def _is_bridge(name: str) -> bool:
     return not name_fault(name) and os.path.isdir(f"/sys/class/net/{name}/bridge")
 
 
+def _is_tap(name: str) -> bool:
+    # Other interfaces have no such file, and of tun devices there is one for packets instead of frames.
+    flags = b"" if name_fault(name) else _read(f"/sys/class/net/{name}/tun_flags")
+    return bool(flags) and bool(int(flags, 16) & IFF_TAP)
+
+
+def _is_held(tap: str) -> bool:
+    """Whether a guest holds a tap, by the signs that links/kernel.py goes by, too. One that has just gone is not."""
+    attribute = struct.pack("=HH16s", 20, IFLA_IFNAME, os.fsencode(tap))
+    for message in _rtnetlink(RTM_GETLINK, 0, bytes(16) + attribute):
+        # struct ifinfomsg
+        link = _attributes(message[16:])
+        tun = _attributes(_attributes(link[IFLA_LINKINFO])[IFLA_INFO_DATA])
+        # The kernel counts the queues of a tap that can have several.
+        queues = tun.get(IFLA_TUN_NUM_QUEUES, b"") + tun.get(IFLA_TUN_NUM_DISABLED_QUEUES, b"")
+        return not any(tun[IFLA_TUN_PERSIST]) or any(queues) or any(link[IFLA_CARRIER])
+    return False
+
+
 def _addresses(interface: str) -> set[str]:
-    """The addresses of an interface, without the link-local ones that the kernel gives, by one dump of rtnetlink(7)."""
+    """The addresses of an interface, without the link-local ones that the kernel gives."""
     index = socket.if_nametoindex(interface)
     addresses: set[str] = set()
+    # struct ifaddrmsg
+    for message in _rtnetlink(RTM_GETADDR, NLM_F_DUMP, bytes(8)):
+        family, scope, where = struct.unpack_from("=BxxBI", message)
+        if where == index and scope != RT_SCOPE_LINK:
+            address = _attributes(message[8:])[IFA_LOCAL if family == socket.AF_INET else IFA_ADDRESS]
+            addresses.add(socket.inet_ntop(family, address))
+    return addresses
+
+
+def _rtnetlink(kind: int, flags: int, request: bytes) -> Iterator[bytes]:
+    """The messages by which rtnetlink(7) answers a request, all without their headers; none if it is refused."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE) as rtnetlink:
-        # struct nlmsghdr and struct ifaddrmsg
-        rtnetlink.send(struct.pack("=IHHII4xI", 24, RTM_GETADDR, NLM_F_REQUEST | NLM_F_DUMP, 1, 0, 0))
+        # struct nlmsghdr
+        rtnetlink.send(struct.pack("=IHHII", 16 + len(request), kind, NLM_F_REQUEST | flags, 1, 0) + request)
         while True:
             answer = rtnetlink.recv(1 << 20)
             while answer:
-                length, kind = struct.unpack_from("=IH", answer)
+                length, kind, flags = struct.unpack_from("=IHH", answer)
                 if kind in (NLMSG_DONE, NLMSG_ERROR):
-                    return addresses
-                family, scope, where = struct.unpack_from("=BxxBI", answer, 16)
-                attributes = answer[24:length]
-                while where == index and scope != RT_SCOPE_LINK and attributes:
-                    size, attribute = struct.unpack_from("=HH", attributes)
-                    if attribute == (IFA_LOCAL if family == socket.AF_INET else IFA_ADDRESS):
-                        addresses.add(socket.inet_ntop(family, attributes[4:size]))
-                    attributes = attributes[size + 3 & ~3 :]
+                    return
+                yield answer[16:length]
+                if not flags & NLM_F_MULTI:
+                    return
                 answer = answer[length + 3 & ~3 :]
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    """The attributes (struct rtattr) that `data` is made of, by their types."""
+    attributes = {}
+    while data:
+        size, kind = struct.unpack_from("=HH", data)
+        attributes[kind] = data[4:size]
+        data = data[size + 3 & ~3 :]
+    return attributes
 
 
 def posix_acl_of(uid: int) -> bytes:

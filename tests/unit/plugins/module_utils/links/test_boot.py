@@ -11,11 +11,17 @@ from typing import Any
 import pytest
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.hostnet.qemu.plugins.module_utils.links.boot import read_arguments
-from ansible_collections.hostnet.qemu.plugins.module_utils.links.model import BadValue, bridge_argument_spec
+from ansible_collections.hostnet.qemu.plugins.module_utils.links.model import (
+    ArgumentSpec,
+    BadValue,
+    bridge_argument_spec,
+    tap_argument_spec,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 SPEC = bridge_argument_spec()
+TAP_SPEC = tap_argument_spec()
 # fmt: off
 WORDS = [
     "yes", "No", "on", "OFF", "1", "0", "t", "true", "1400", "-1", "1e3", "2.5", "2.0", "nan", " 12 ", "br0", "a,b",
@@ -28,14 +34,16 @@ VALUES = (
 )
 
 
-@pytest.mark.parametrize("option", SPEC)
+@pytest.mark.parametrize(
+    ("option", "spec"), [*((option, SPEC) for option in SPEC), *((option, TAP_SPEC) for option in TAP_SPEC)]
+)
 @given(value=VALUES)
-def test_what_is_read_is_what_ansible_reads(option: str, value: Any) -> None:
+def test_what_is_read_is_what_ansible_reads(option: str, spec: ArgumentSpec, value: Any) -> None:
     item = {"name": "br0", option: value}
     # It may refuse more, but never take a value for another one.
     with contextlib.suppress(BadValue):
-        values = read_arguments(item, SPEC)
-        ansible = ArgumentSpecValidator(SPEC).validate(item)
+        values = read_arguments(item, spec)
+        ansible = ArgumentSpecValidator(spec).validate(item)
         assert not ansible.error_messages
         assert values == ansible.validated_parameters
 
