@@ -35,6 +35,9 @@ options:
   helper:
     description:
       - The bridge helper, the collection's own or any that speaks the protocol of QEMU's.
+      - With a blank in it, it is a path and arguments, as in QEMU's C(helper=). QEMU has a shell run these. Here quotes
+        and backslashes have the meaning that they have to a shell, and other shell syntax is a refusal.
+      - If C(--br=) is among the arguments, O(bridge) has no meaning.
       - It is a refusal, and no failure, if it can't be started.
     type: path
     default: /usr/local/libexec/qemu-bridge-helper

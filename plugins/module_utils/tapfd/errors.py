@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How tapfd words what it reports.
 
-tapfd is installed beside the bridge helper, where start-up time is the product: all its files but client.py import only
-modules that are compiled into the interpreter or nearly so (`posix` and not `os`, `_socket` and not `socket`), and not
-even `__future__`, which is a file to be found and read.
+tapfd is installed beside the bridge helper, where start-up time is the product: all its files import only modules that
+are compiled into the interpreter or nearly so (`posix` and not `os`, `_socket` and not `socket`), and not even
+`__future__`, which is a file to be found and read.
 """
 
 from errno import errorcode

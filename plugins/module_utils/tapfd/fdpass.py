@@ -67,23 +67,50 @@ def receive_descriptor(channel: socket) -> int:
 
     Raises NothingSent or TooManySent; on both, and on every OSError, no received descriptor stays open.
     """
+    received, complete, length = _receive(channel, 1)
+    if len(received) == 1 and length and complete:
+        return received[0]
+    for surplus in received:
+        posix.close(surplus)
+    if received or not complete:
+        raise TooManySent
+    raise NothingSent
+
+
+def discard(channel: socket) -> bool:
+    """Receive all that `channel` still holds, keep nothing of it, and return whether a descriptor was in it.
+
+    For a socket that does not block, and that is shut down for reading: else a busy peer could hold us here.
+    """
+    found = False
+    length = 1
+    try:
+        while length:
+            received, complete, length = _receive(channel, 65536)
+            for surplus in received:
+                posix.close(surplus)
+            found = found or bool(received) or not complete
+    except BlockingIOError:
+        pass
+    return found
+
+
+def _receive(channel: socket, size: int) -> "tuple[list[int], bool, int]":
+    """Receive up to `size` bytes and the descriptors with them, close-on-exec.
+
+    Returns the descriptors, whether they are all that came besides the bytes, and how many bytes came.
+    """
     # CMSG_LEN and not CMSG_SPACE: the padding of CMSG_SPACE would take a second descriptor in without a word.
-    data, ancillary, flags, _address = channel.recvmsg(1, CMSG_LEN(_INT), MSG_CMSG_CLOEXEC)
+    data, ancillary, flags, _address = channel.recvmsg(size, CMSG_LEN(_INT), MSG_CMSG_CLOEXEC)
     received: list[int] = []
-    foreign = False
+    complete = not flags & MSG_CTRUNC
     for level, kind, payload in ancillary:
         if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
             whole = payload[: len(payload) - len(payload) % _INT]
             received.extend(unpack(f"{len(whole) // _INT}i", whole))
         else:
-            foreign = True
-    if len(received) == 1 and data and not foreign and not flags & MSG_CTRUNC:
-        return received[0]
-    for surplus in received:
-        posix.close(surplus)
-    if received or foreign or flags & MSG_CTRUNC:
-        raise TooManySent
-    raise NothingSent
+            complete = False
+    return received, complete, len(data)
 
 
 def _events(descriptor: int, wanted: int, timeout: float) -> int:

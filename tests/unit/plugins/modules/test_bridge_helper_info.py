@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.hostnet.qemu.plugins.modules import bridge_helper_info
-from support.install import install
+from support.install import LAUNCHER, install
 from support.modules import run_module
 from support.namespaces import Sandbox, ip
 from support.user import User
@@ -108,6 +108,14 @@ def test_a_helper_that_is_not_there_is_a_refusal(sandbox: Sandbox) -> None:
     assert result["granted"] is False
     assert str(missing) in result["reason"]
     assert "ENOENT" in result["reason"]
+
+
+def test_a_helper_with_arguments(bridge: str) -> None:
+    """As users write it for QEMU's helper=: its own bridge counts, and no shell has a say."""
+    assert ask(helper=f"{LAUNCHER} --br=br0", bridge="br1")["master"] == "br0"
+    refused = ask(helper=f"{LAUNCHER} --br=br0; touch /etc/mark")
+    assert "no shell runs a helper here" in refused["reason"]
+    assert not Path("/etc/mark").exists()
 
 
 # A tap as the kernel makes it, on no bridge and down.
