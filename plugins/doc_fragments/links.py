@@ -93,6 +93,8 @@ _BRIDGE = r"""
         last port leaves. An address that is the current one by chance gets pinned too.
       - V(stable) is a locally administered address made from the machine id of the host, the name of the bridge and
         O(netns). It is the same after every reboot, and differs between hosts. It needs C(/etc/machine-id).
+      - A change costs those who talk with an address of the bridge itself some packets, until they have asked for its
+        MAC address anew. Guests lose nothing of what goes through the bridge.
     type: str
   alias:
     description:
@@ -261,6 +263,7 @@ _TAP = r"""
     description:
       - How many packets to the guest wait in the queue, 0 to 4294967295 (C(IFLA_TXQLEN)). A new tap has 1000. The
         kernel takes memory for all of them.
+      - A change costs a running guest the packets that come in that moment (C(dev_qdisc_change_tx_queue_len)).
     type: int
   ipv6:
     description:

@@ -5,107 +5,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import random
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.install import LAUNCHER, install
+from support.machine import PATIENCE, UID, Machine, guest_arguments, lay_guest, wait_for
 from support.namespaces import Sandbox, ip
-from support.qemu import QEMU, Debian, initramfs, lay
+from support.qemu import Debian, lay
 
-UID = 60001
-# Seconds: emulated guests on a machine that does other things besides.
-PATIENCE = 120
 HOST = "10.99.0.1"
 GUESTS = ["10.99.0.11", "10.99.0.12"]
-
-# The test reads the console, and the lines with `reached` and `fetched` on it.
-INIT = """\
-#!/bin/busybox sh
-/bin/busybox --install -s /bin
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev
-for module in /modules/*.ko; do insmod "$module"; done
-for word in $(cat /proc/cmdline); do
-    case $word in
-        address=*) address=${word#*=} ;;
-        reach=*) reach=${word#*=} ;;
-        fetch=*) fetch=${word#*=} ;;
-    esac
-done
-ip link set lo up
-ip address add "$address/24" dev eth0
-ip link set eth0 up
-for peer in $(echo "$reach" | tr , ' '); do
-    until ping -c 1 -W 1 "$peer" >/dev/null; do sleep 0.2; done
-    echo "reached $peer"
-done
-echo "fetched $(wget -q -O - "$fetch" | sha256sum)"
-while :; do sleep 60; done
-"""
-
-
-class Machine:
-    """A QEMU that an unprivileged user has started; what it and its guest say goes to files."""
-
-    def __init__(self, directory: Path, name: str, *arguments: str) -> None:
-        self._console, self._errors = directory / f"{name}.console", directory / f"{name}.stderr"
-        with open(self._console, "wb") as console, open(self._errors, "wb") as errors:
-            self.process = subprocess.Popen(
-                [QEMU, "-nodefaults", "-no-user-config", "-display", "none", *arguments],
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=errors,
-                user=UID,
-                group=UID,
-                extra_groups=[],
-            )
-
-    @property
-    def console(self) -> str:
-        """What the guest has written to its serial port."""
-        return self._console.read_text(errors="replace")
-
-    @property
-    def errors(self) -> str:
-        """What QEMU and the bridge helper have written to stderr."""
-        return self._errors.read_text(errors="replace")
-
-    def end(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """End QEMU and wait for it."""
-        self.process.send_signal(how)
-        self.process.wait(PATIENCE)
-
-    def holds(self, tap: str) -> bool:
-        """Whether the process has this tap open."""
-        for info in Path(f"/proc/{self.process.pid}/fdinfo").iterdir():
-            # QEMU opens and closes others while we look.
-            with contextlib.suppress(FileNotFoundError):
-                if f"iff:\t{tap}\n" in info.read_text():
-                    return True
-        return False
-
-
-def wait_for(what: str, condition: Callable[[], bool], *machines: Machine) -> None:
-    """Wait until the condition holds; fail with all that is known when it doesn't, or when a machine has ended."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        ended = [machine.process.returncode for machine in machines if machine.process.poll() is not None]
-        if ended or time.monotonic() > deadline:
-            logs = "".join(f"\n--- console\n{machine.console}\n--- stderr\n{machine.errors}" for machine in machines)
-            pytest.fail(f"waited for: {what}; ended with status: {ended}; ports: {ports()}{logs}")
-        time.sleep(0.05)
 
 
 def ports() -> list[dict[str, Any]]:
@@ -116,16 +32,6 @@ def ports() -> list[dict[str, Any]]:
 def others(guest: str) -> list[str]:
     """Whom a guest is to reach."""
     return [HOST, *(peer for peer in GUESTS if peer != guest)]
-
-
-@pytest.fixture
-def machines() -> Iterator[list[Machine]]:
-    """Machines that are to end with the test."""
-    started: list[Machine] = []
-    yield started
-    for machine in started:
-        if machine.process.poll() is None:
-            machine.end(signal.SIGKILL)
 
 
 @pytest.fixture
@@ -187,8 +93,7 @@ def test_a_bridge_that_is_not_granted(host: Sandbox, machines: list[Machine]) ->
 
 def test_two_guests_reach_each_other_and_the_host(host: Sandbox, debian: Debian, machines: list[Machine]) -> None:
     """Two Linux guests and their host talk over br0, in small frames and in those that offloads make large."""
-    image = host.scratch / "initramfs"
-    image.write_bytes(initramfs(debian, INIT, ["virtio_pci", "virtio_net"]))
+    image = lay_guest(debian, host.scratch)
     files = host.scratch / "files"
     files.mkdir()
     content = random.Random(0).randbytes(1 << 20)
@@ -198,16 +103,9 @@ def test_two_guests_reach_each_other_and_the_host(host: Sandbox, debian: Debian,
         try:
             for number, address in enumerate(GUESTS):
                 words = f"address={address} reach={','.join(others(address))} fetch=http://{HOST}/content"
-                guests[address] = Machine(
-                    host.scratch,
-                    address,
-                    # Never KVM: on machines that are guests themselves it may start and then hang.
-                    *("-accel", "tcg", "-m", "192", "-no-reboot", "-serial", "stdio"),
-                    *("-kernel", str(debian.kernel), "-initrd", str(image)),
-                    *("-append", f"console=ttyS0 quiet panic=-1 {words}"),
-                    *("-netdev", f"bridge,id=hn0,br=br0,helper={LAUNCHER}"),
-                    *("-device", f"virtio-net-pci,netdev=hn0,mac=52:54:00:00:00:{number:02x},romfile="),
-                )
+                netdev = f"bridge,id=hn0,br=br0,helper={LAUNCHER}"
+                arguments = guest_arguments(debian, image, number, netdev, words)
+                guests[address] = Machine(host.scratch, address, *arguments)
                 machines.append(guests[address])
             fetched = f"fetched {hashlib.sha256(content).hexdigest()}"
             wait_for(fetched, lambda: all(fetched in machine.console for machine in machines), *machines)

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +13,7 @@ import pytest
 import yaml
 from support.install import ROOT
 from support.namespaces import Sandbox
-from support.playbook import Playbook
+from support.playbook import Playbook, prepare
 
 MODULE_UTILS = ROOT / "plugins/module_utils"
 
@@ -23,13 +21,7 @@ MODULE_UTILS = ROOT / "plugins/module_utils"
 @pytest.fixture
 def host(sandbox: Sandbox) -> Sandbox:
     """A host that never had the role, and that no init system runs."""
-    sandbox.overlay("/run")
-    for directory in ("/run/systemd", "/run/openrc"):
-        shutil.rmtree(directory, ignore_errors=True)
-    # Where the rules for /dev/net/tun go; a container without udev and systemd has neither.
-    Path("/etc/udev/rules.d").mkdir(parents=True, exist_ok=True)
-    Path("/etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n", encoding="ascii")
-    Path("/usr/local/lib").chmod(0o755)
+    prepare(sandbox)
     return sandbox
 
 

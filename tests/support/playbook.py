@@ -8,12 +8,25 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from support.install import ROOT
 from support.namespaces import Sandbox
+
+
+def prepare(sandbox: Sandbox) -> None:
+    """Make the sandbox a host that never had the role, and that no init system runs."""
+    sandbox.overlay("/run")
+    for directory in ("/run/systemd", "/run/openrc"):
+        shutil.rmtree(directory, ignore_errors=True)
+    # Where the rules for /dev/net/tun go; a container without udev and systemd has neither.
+    Path("/etc/udev/rules.d").mkdir(parents=True, exist_ok=True)
+    Path("/etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n", encoding="ascii")
+    Path("/usr/local/lib").chmod(0o755)
 
 
 class Run(NamedTuple):

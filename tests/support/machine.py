@@ -1,0 +1,126 @@
+# Copyright: the hostnet.qemu authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A QEMU that an unprivileged user starts, and a small Linux to run in it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support.namespaces import ip
+from support.qemu import QEMU, Debian, initramfs
+
+UID = 60001
+# Seconds: emulated guests on a machine that does other things besides.
+PATIENCE = 120
+
+# The test reads the console, and the lines with `reached` and `fetched` on it.
+_INIT = """\
+#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+for module in /modules/*.ko; do insmod "$module"; done
+for word in $(cat /proc/cmdline); do
+    case $word in
+        address=*) address=${word#*=} ;;
+        reach=*) reach=${word#*=} ;;
+        fetch=*) fetch=${word#*=} ;;
+    esac
+done
+ip link set lo up
+ip address add "$address/24" dev eth0
+ip link set eth0 up
+for peer in $(echo "$reach" | tr , ' '); do
+    until ping -c 1 -W 1 "$peer" >/dev/null; do sleep 0.2; done
+    echo "reached $peer"
+done
+[ -n "$fetch" ] && echo "fetched $(wget -q -O - "$fetch" | sha256sum)"
+while :; do sleep 60; done
+"""
+
+
+class Machine:
+    """A QEMU that an unprivileged user has started; what it and its guest say goes to files."""
+
+    def __init__(self, directory: Path, name: str, *arguments: str) -> None:
+        self._console, self._errors = directory / f"{name}.console", directory / f"{name}.stderr"
+        with open(self._console, "wb") as console, open(self._errors, "wb") as errors:
+            self.process = subprocess.Popen(
+                [QEMU, "-nodefaults", "-no-user-config", "-display", "none", *arguments],
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=errors,
+                user=UID,
+                group=UID,
+                extra_groups=[],
+            )
+
+    @property
+    def console(self) -> str:
+        """What the guest has written to its serial port."""
+        return self._console.read_text(errors="replace")
+
+    @property
+    def errors(self) -> str:
+        """What QEMU and the bridge helper have written to stderr."""
+        return self._errors.read_text(errors="replace")
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End QEMU and wait for it."""
+        self.process.send_signal(how)
+        self.process.wait(PATIENCE)
+
+    def holds(self, tap: str) -> bool:
+        """Whether the process has this tap open."""
+        for info in Path(f"/proc/{self.process.pid}/fdinfo").iterdir():
+            # QEMU opens and closes others while we look.
+            with contextlib.suppress(FileNotFoundError):
+                if f"iff:\t{tap}\n" in info.read_text():
+                    return True
+        return False
+
+
+def wait_for(what: str, condition: Callable[[], bool], *machines: Machine) -> None:
+    """Wait until the condition holds; fail with all that is known when it doesn't, or when a machine has ended."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        ended = [machine.process.returncode for machine in machines if machine.process.poll() is not None]
+        if ended or time.monotonic() > deadline:
+            logs = "".join(f"\n--- console\n{machine.console}\n--- stderr\n{machine.errors}" for machine in machines)
+            links = ip("-details", "link", "show")
+            pytest.fail(f"waited for: {what}; ended with status: {ended}{logs}\n--- links\n{links}")
+        time.sleep(0.05)
+
+
+def lay_guest(debian: Debian, directory: Path) -> Path:
+    """Write the root file system of a guest into `directory` and return its path.
+
+    The words that its kernel is started with say what the guest does. `address=` is its own. Each of the addresses with
+    commas in `reach=` is pinged until it answers; then the console says `reached ADDRESS`. Of what is at the URL
+    `fetch=` the console gets the SHA-256: `fetched ...`.
+    """
+    image = directory / "initramfs"
+    image.write_bytes(initramfs(debian, _INIT, ["virtio_pci", "virtio_net"]))
+    return image
+
+
+def guest_arguments(debian: Debian, image: Path, number: int, netdev: str, words: str) -> list[str]:
+    """The arguments of QEMU for guest `number` with one network card on `netdev`, whose id is hn0."""
+    return [
+        # Never KVM: on machines that are guests themselves it may start and then hang.
+        *("-accel", "tcg", "-m", "192", "-no-reboot", "-serial", "stdio"),
+        *("-kernel", str(debian.kernel), "-initrd", str(image)),
+        *("-append", f"console=ttyS0 quiet panic=-1 {words}"),
+        *("-netdev", netdev),
+        *("-device", f"virtio-net-pci,netdev=hn0,mac=52:54:00:00:00:{number:02x},romfile="),
+    ]
