@@ -364,6 +364,7 @@ def test_wrong_variables_are_refused_before_anything_is_changed(host: Sandbox, p
                 {"name": "tap2", "mac": "stable", "mtu": 65535, "txqueuelen": -1, "cost": 0, "priority": 64},
                 {"name": "tap3", "owner": "no-user", "group": "no group", "bridge": "br6"},
                 {"name": "tap4", "owner": 12345678, "group": "", "bridge": "br5"},
+                {"name": "tap5", "owner": "no-user", "bridge": "br6", "state": "absent"},
             ],
             "qemu_bridge_acl": [
                 {"bridge": "br%d", "action": "allow"},

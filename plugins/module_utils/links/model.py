@@ -573,8 +573,10 @@ class Tap:
         for option in (*TAP_LINK_OPTIONS, MULTI_QUEUE):
             if arguments.get(option.name) is not None:
                 settings[option.name] = option.parse(arguments[option.name], where)
+        present = arguments.get("state", "present") == "present"
         for option, look_up, kind in ((OWNER, user_id, "user"), (GROUP, group_id, "group")):
-            if arguments.get(option.name) is not None:
+            # Whose tap is to go may have gone before.
+            if present and arguments.get(option.name) is not None:
                 settings[option.name] = _id(str(arguments[option.name]), f"{option.name} of {where}", kind, look_up)
         bridge = arguments.get("bridge")
         if bridge:
@@ -584,7 +586,7 @@ class Tap:
             settings[IPV6.name] = _NO_ADDRESS
         return cls(
             name=name,
-            present=arguments.get("state", "present") == "present",
+            present=present,
             force=bool(arguments.get("force")),
             settings=settings,
             port_settings={

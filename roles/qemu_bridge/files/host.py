@@ -960,6 +960,9 @@ def _tap_faults(tap: dict[str, Any], bridges: set[str]) -> Iterator[str]:
     if mac is not None and not _is_unicast(str(mac)):
         yield f"mac `{mac}` is no unicast address of six pairs of hexadecimal digits"
     yield from _range_faults(tap, TAP_RANGES)
+    if tap.get("state") == "absent":
+        # Its owner and its bridge may be gone already.
+        return
     for option, kind in (("owner", "user"), ("group", "group")):
         name = str(tap.get(option) or "")
         # An id need not be known, and an empty string is nobody.
