@@ -54,6 +54,8 @@ def host(debian: Debian, sandbox: Sandbox) -> Sandbox:
         f"tap,id=hn0,br=br0,helper={LAUNCHER}",
         # A helper with blanks goes through a shell, which has its own idea of descriptors and environment.
         f"tap,id=hn0,helper={LAUNCHER} --br=br0",
+        # The same by qemu-bridge-run, before QEMU starts.
+        "tap,id=hn0,fd={fd}",
     ],
 )
 def test_a_tap_lives_as_long_as_qemu(host: Sandbox, machines: list[Machine], netdev: str, how: signal.Signals) -> None:
@@ -92,7 +94,10 @@ def test_a_bridge_that_is_not_granted(host: Sandbox, machines: list[Machine]) ->
 
 
 def test_two_guests_reach_each_other_and_the_host(host: Sandbox, debian: Debian, machines: list[Machine]) -> None:
-    """Two Linux guests and their host talk over br0, in small frames and in those that offloads make large."""
+    """Two Linux guests and their host talk over br0, in small frames and in those that offloads make large.
+
+    One has a tap that its QEMU asked the helper for, the other one that qemu-bridge-run gave to its QEMU.
+    """
     image = lay_guest(debian, host.scratch)
     files = host.scratch / "files"
     files.mkdir()
@@ -101,9 +106,9 @@ def test_two_guests_reach_each_other_and_the_host(host: Sandbox, debian: Debian,
     guests: dict[str, Machine] = {}
     with subprocess.Popen([debian.busybox, "httpd", "-f", "-p", f"{HOST}:80", "-h", files]) as server:
         try:
-            for number, address in enumerate(GUESTS):
+            netdevs = [f"bridge,id=hn0,br=br0,helper={LAUNCHER}", "tap,id=hn0,fd={fd}"]
+            for number, (address, netdev) in enumerate(zip(GUESTS, netdevs)):
                 words = f"address={address} reach={','.join(others(address))} fetch=http://{HOST}/content"
-                netdev = f"bridge,id=hn0,br=br0,helper={LAUNCHER}"
                 arguments = guest_arguments(debian, image, number, netdev, words)
                 guests[address] = Machine(host.scratch, address, *arguments)
                 machines.append(guests[address])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.install import ROOT
+from support.install import ROOT, STUBS
 from support.namespaces import Sandbox
 from support.playbook import Playbook, prepare
 
@@ -61,13 +61,12 @@ def request_of_role(links_sources: dict[str, str]) -> dict[str, Any]:
     """What the role asks `survey` with its defaults."""
     defaults = yaml.safe_load((ROOT / "roles/qemu_bridge/defaults/main.yml").read_text())
     variables = yaml.safe_load((ROOT / "roles/qemu_bridge/vars/main.yml").read_text())
-    stub = ROOT / "files/qemu-bridge-helper.py"
     return {
         **{name.removeprefix("qemu_bridge_"): value for name, value in defaults.items()},
         "header": variables["qemu_bridge__header"],
         "paths": variables["qemu_bridge__paths"],
         "interpreters": [],
-        "sources": {**sources("", "tapfd"), stub.name: stub.read_text()},
+        "sources": {**sources("", "tapfd"), **{name: (ROOT / "files" / name).read_text() for name in STUBS}},
         "links_sources": links_sources,
         "launchers": (ROOT / "files/launcher/bin/SHA256SUMS").read_text(),
     }

@@ -22,6 +22,7 @@ import yaml
 from ansible_collections.hostnet.qemu.plugins.module_utils.links.model import bridge_argument_spec, tap_argument_spec
 from ansible_collections.hostnet.qemu.plugins.module_utils.tapfd import tuntap
 from support.install import (
+    COMMAND,
     LAUNCHER,
     LIBRARY,
     NET_ADMIN_PERMITTED,
@@ -99,6 +100,12 @@ def attach(tap: str, flags: int = 0) -> int:
     return descriptor
 
 
+def start_with_a_tap() -> str:
+    """Start a command by qemu-bridge-run, and have it say which tap it was given."""
+    command = ["qemu-bridge-run", "--br=br0", "--", "cat", "/proc/self/fdinfo/{fd}"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 def is_granted(bridge: str) -> bool:
     """Ask the installed helper what the ACL says about this process; PermissionError where it can't be started."""
     done = subprocess.run([LAUNCHER, "--check", f"--br={bridge}"], capture_output=True, text=True, check=False)
@@ -151,6 +158,7 @@ def test_a_host_from_nothing_to_a_tap_and_back(host: Sandbox, playbook: Playbook
     assert (guest0["master"], guest0["mtu"], "UP" in guest0["flags"]) == ("br0", 1400, True)
     assert guest0["linkinfo"]["info_slave_data"]["isolated"]
     assert os.getxattr(LAUNCHER, "security.capability") == NET_ADMIN_PERMITTED
+    assert "iff:\ttap0\n" in nobody.call(start_with_a_tap)
     device = os.stat("/dev/net/tun")
     assert (stat.filemode(device.st_mode), device.st_rdev) == ("crw-rw-rw-", os.makedev(10, 200))
     assert any(rule.exists() for rule in TUN_RULES)
@@ -174,6 +182,8 @@ def test_a_host_from_nothing_to_a_tap_and_back(host: Sandbox, playbook: Playbook
     (version / "tapfd/socket.py").touch()
     shutil.rmtree(version / "tapfd/__pycache__")
     (version / "python3").unlink()
+    (version / "qemu-bridge-run").chmod(0o644)
+    COMMAND.unlink()
     (VERSIONS / ".new-interrupted").mkdir()
     POLICY.write_text("allow all\n")
     Path("/dev/net/tun").chmod(0o600)
@@ -543,6 +553,11 @@ def library_in_the_way(host: Sandbox, request: dict[str, Any]) -> None:
     LIBRARY.mkdir()
 
 
+def command_in_the_way(host: Sandbox, request: dict[str, Any]) -> None:
+    COMMAND.parent.mkdir(exist_ok=True)
+    COMMAND.symlink_to("/usr/local/lib/another/qemu-bridge-run")
+
+
 def policy_in_the_way(host: Sandbox, request: dict[str, Any]) -> None:
     POLICY.parent.mkdir()
     POLICY.symlink_to("/etc/passwd")
@@ -604,6 +619,16 @@ def test_a_tap_is_removed_unless_a_guest_holds_it(
     os.close(descriptor)
 
 
+def test_a_command_of_others_stays(host: Sandbox, program: ModuleType, request_of_role: dict[str, Any]) -> None:
+    request_of_role["state"] = "absent"
+    COMMAND.parent.mkdir(exist_ok=True)
+    COMMAND.touch()
+    assert program.survey(request_of_role)["leftovers"]["files"] == []
+    COMMAND.unlink()
+    COMMAND.symlink_to(LIBRARY / COMMAND.name)
+    assert program.survey(request_of_role)["leftovers"]["files"] == [str(COMMAND)]
+
+
 @pytest.mark.parametrize(
     ("prepare", "texts"),
     [
@@ -625,6 +650,7 @@ def test_a_tap_is_removed_unless_a_guest_holds_it(
         (nosuid, ["is mounted nosuid"]),
         (foreign_helper, [f"{LAUNCHER} is in the way and not the role's"]),
         (library_in_the_way, [f"{LIBRARY} is in the way and not the role's"]),
+        (command_in_the_way, [f"{COMMAND} is in the way and not the role's"]),
         (policy_in_the_way, [f"{POLICY} is not a regular file"]),
         (other_machine, [f"no launcher for {os.uname().machine}"]),
         (no_verify_user, ["qemu_bridge_verify_user: there is no user no-user"]),

@@ -16,7 +16,10 @@ from support.namespaces import Sandbox
 ROOT = Path(__file__).resolve().parent.parent.parent
 LAUNCHER = Path("/usr/local/libexec/qemu-bridge-helper")
 LIBRARY = Path("/usr/local/lib/qemu-bridge-helper")
+COMMAND = Path("/usr/local/bin/qemu-bridge-run")
 POLICY = Path("/etc/qemu/bridge.conf")
+# Of files/; each has the path of the library in it, once.
+STUBS = ("qemu-bridge-helper.py", "qemu-bridge-run.py")
 # The host's own interpreter, never the one of a virtual environment.
 PYTHON = Path("/usr/bin/python3").resolve()
 # struct vfs_cap_data of <linux/capability.h>, revision 2: CAP_NET_ADMIN (12) permitted and not effective.
@@ -37,16 +40,23 @@ def install_without_launcher(sandbox: Sandbox, acl: str | bytes = "allow br0\n")
     version = LIBRARY.with_suffix(".d") / "test"
     install_library(version)
     LIBRARY.symlink_to(version)
+    COMMAND.parent.mkdir(exist_ok=True)
+    COMMAND.symlink_to(LIBRARY / COMMAND.name)
     write_policy(acl)
 
 
 def install_library(version: Path) -> None:
-    """Lay the version directory `version`: stub, package, byte code, link to the interpreter."""
+    """Lay the version directory `version`: stubs, package, byte code, link to the interpreter."""
     package = ROOT / "plugins/module_utils/tapfd"
     version.mkdir(parents=True)
     shutil.copytree(package, version / "tapfd", ignore=shutil.ignore_patterns("__pycache__"))
-    stub = (ROOT / "files/qemu-bridge-helper.py").read_text(encoding="utf-8")
-    (version / "qemu-bridge-helper.py").write_text(stub.replace(str(LIBRARY), str(version)), encoding="utf-8")
+    for name in STUBS:
+        stub = (ROOT / "files" / name).read_text(encoding="utf-8").replace(f'"{LIBRARY}"', f'"{version}"')
+        (version / name).write_text(stub, encoding="utf-8")
+    # It begins with its interpreter, so that users can start it.
+    command = (version / "qemu-bridge-run.py").rename(version / COMMAND.name)
+    command.write_text(f"#!{version}/python3 -ISB\n{command.read_text(encoding='utf-8')}", encoding="utf-8")
+    command.chmod(0o755)
     (version / "python3").symlink_to(PYTHON)
     for path in (version, *version.rglob("*")):
         os.chown(path, 0, 0, follow_symlinks=False)

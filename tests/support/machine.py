@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from support.install import COMMAND
 from support.namespaces import ip
 from support.qemu import QEMU, Debian, initramfs
 
@@ -48,14 +49,19 @@ while :; do sleep 60; done
 """
 
 
+# What starts QEMU with a tap, where the command line has the place for its descriptor.
+_RUN = [str(COMMAND), "--br=br0", "--"]
+
+
 class Machine:
     """A QEMU that an unprivileged user has started; what it and its guest say goes to files."""
 
     def __init__(self, directory: Path, name: str, *arguments: str) -> None:
         self._console, self._errors = directory / f"{name}.console", directory / f"{name}.stderr"
         with open(self._console, "wb") as console, open(self._errors, "wb") as errors:
+            start = _RUN if any("{fd}" in argument for argument in arguments) else []
             self.process = subprocess.Popen(
-                [QEMU, "-nodefaults", "-no-user-config", "-display", "none", *arguments],
+                [*start, QEMU, "-nodefaults", "-no-user-config", "-display", "none", *arguments],
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=console,

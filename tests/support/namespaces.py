@@ -32,6 +32,7 @@ _INSTALLED = (
     "etc/*/*hostnet-qemu*",
     "etc/*/*/*hostnet-qemu*",
     "etc/systemd/system/*/*hostnet-qemu*",
+    "usr/local/bin/qemu-bridge-run",
     "usr/local/lib*/*qemu*",
     "usr/local/lib*/.qemu-bridge-helper*",
 )

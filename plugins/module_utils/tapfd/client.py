@@ -155,6 +155,14 @@ def run_helpers(helper: str, bridges: "list[str]", *, vnet_hdr: bool = True, tim
     return taps
 
 
+def close_all_but(kept: "list[int]") -> None:
+    """Close every descriptor of this process but 0-2 and `kept`."""
+    for entry in posix.listdir("/proc/self/fd"):
+        if int(entry) > 2 and int(entry) not in kept:
+            # Not close(), which would complain about the listing's own.
+            posix.closerange(int(entry), int(entry) + 1)
+
+
 class _Command:
     """A helper as users write it: a path, or a path and arguments."""
 
@@ -383,10 +391,7 @@ def _become_helper(
         posix.dup2(posix.open("/dev/null", posix.O_RDONLY), 0)
         posix.dup2(outputs, 1)
         posix.dup2(outputs, 2)
-        for entry in posix.listdir("/proc/self/fd"):
-            if int(entry) > 2 and int(entry) not in (channel, failure):
-                # Not close(), which would complain about the listing's own.
-                posix.closerange(int(entry), int(entry) + 1)
+        close_all_but([channel, failure])
         posix.set_inheritable(channel, True)
         # Python ignores them, and ignored signals stay ignored over exec.
         for number in (_signal.SIGPIPE, _signal.SIGXFSZ):

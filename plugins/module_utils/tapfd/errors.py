@@ -10,6 +10,7 @@ are compiled into the interpreter or nearly so (`posix` and not `os`, `_socket` 
 
 from errno import errorcode
 from posix import strerror
+from posix import write as _write
 
 
 class Refusal(Exception):
@@ -25,3 +26,13 @@ def because(error: OSError) -> str:
 def show(text: bytes) -> str:
     """`text` for a terminal or a log: printable ASCII as it is, every other byte and the backslash as \\xNN."""
     return "".join(chr(byte) if 0x20 <= byte < 0x7F and byte != 0x5C else f"\\x{byte:02x}" for byte in text)
+
+
+def write(descriptor: int, message: bytes) -> None:
+    """Write all of `message`, as far as there is somebody to read it."""
+    try:
+        while message:
+            message = message[_write(descriptor, message) :]
+    except OSError:
+        # Nobody is left to tell.
+        pass

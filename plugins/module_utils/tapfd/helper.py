@@ -13,7 +13,7 @@ import posix
 from _socket import socket
 
 from . import acl, attach, fdpass, tuntap
-from .errors import Refusal, because, show
+from .errors import Refusal, because, show, write
 
 USAGE = """\
 Usage: qemu-bridge-helper [--use-vnet] --br=bridge --fd=unixfd
@@ -106,17 +106,8 @@ def main(words: list[str]) -> int:
     except (KeyboardInterrupt, MemoryError) as interruption:
         message = f"qemu-bridge-helper: ended by {type(interruption).__name__}, nothing was made\n"
     # Only now, with every descriptor of a tap closed: the stream may be a full pipe that holds us.
-    _write(stream, message.encode("ascii", "backslashreplace"))
+    write(stream, message.encode("ascii", "backslashreplace"))
     return status
-
-
-def _write(descriptor: int, message: bytes) -> None:
-    try:
-        while message:
-            message = message[posix.write(descriptor, message) :]
-    except OSError:
-        # Nobody is left to tell.
-        pass
 
 
 def _hand_over(arguments: Arguments) -> None:

@@ -35,7 +35,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-STUB = "qemu-bridge-helper.py"
+# What users start: in a version directory its stub has this name, without `.py`, and begins with its interpreter.
+COMMAND = "qemu-bridge-run"
+# As it stands, once, in each stub of the collection.
+LIBRARY = '"/usr/local/lib/qemu-bridge-helper"'
 
 # The numbers of <linux/capability.h>.
 CAP_NET_ADMIN = 12
@@ -155,6 +158,7 @@ class Survey:
         }
         if python is not None:
             result["library"] = self._library(python)
+        result["command"] = self._command()
         return result
 
     # -- the host
@@ -381,7 +385,7 @@ class Survey:
 
     def _directories(self, with_includes: bool, boot: dict[str, Any]) -> dict[str, list[str]]:
         """The directories that each phase has to make, and all that the role will have made."""
-        helper = [os.path.dirname(self.paths["launcher"]), self.paths["versions"]]
+        helper = [*map(os.path.dirname, (self.paths["launcher"], self.paths["command"])), self.paths["versions"]]
         acl = [os.path.dirname(self.paths["policy"]), *([self.paths["includes"]] if with_includes else [])]
         start = []
         if boot["install"]:
@@ -451,6 +455,14 @@ class Survey:
             "linked": current == directory,
             "stale": self._stale_versions(directory, current),
         }
+
+    def _command(self) -> dict[str, Any]:
+        """Where the link to qemu-bridge-run has to lead, and whether it does."""
+        path, target = self.paths["command"], _command_target(self.paths)
+        linked = _leads_to(path, target)
+        if os.path.lexists(path) and not linked:
+            self.problems.append(f"{path} is in the way and not the role's: move it elsewhere.")
+        return {"target": target, "linked": linked}
 
     def _boot(self) -> dict[str, Any]:
         """What has to be there to make the links again when the host starts, or what of it has to go."""
@@ -723,6 +735,8 @@ def _leftovers(request: dict[str, Any]) -> dict[str, Any]:
     files += _our_includes(paths["includes"], header)
     if os.path.islink(paths["library"]):
         files += [paths["launcher"], paths["staged_launcher"], paths["library"]]
+    if _leads_to(paths["command"], _command_target(paths)):
+        files.append(paths["command"])
     files += [paths["versions"], *paths["tun_rules"].values()]
     files = _boot_files(paths) + [path for path in files if os.path.lexists(path)]
     gone = set(files)
@@ -758,6 +772,15 @@ def _leftover_links(request: dict[str, Any]) -> dict[str, list[Any]]:
         else:
             removable["bridges"].append({"name": str(bridge["name"]), "state": "absent"})
     return removable
+
+
+def _command_target(paths: dict[str, Any]) -> str:
+    """Where the link to qemu-bridge-run leads: by the link to the version in use, so that it never has to change."""
+    return os.path.join(paths["library"], COMMAND)
+
+
+def _leads_to(path: str, target: str) -> bool:
+    return os.path.islink(path) and os.readlink(path) == target
 
 
 def _init_system() -> str:
@@ -821,6 +844,7 @@ def _lay(directory: str, tree: dict[str, bytes], with_byte_code: bool) -> None:
                 continue
             with open(path, "xb") as file:
                 file.write(content)
+                os.fchmod(file.fileno(), _mode_of(content))
                 os.fsync(file.fileno())
             if with_byte_code and "/" in name:
                 # A checked hash and not the time: an edit that keeps time and size is seen too.
@@ -865,13 +889,20 @@ def _remove(path: str) -> None:
 def version_tree(directory: str, sources: dict[str, str], python: dict[str, str]) -> dict[str, bytes]:
     """What the version directory `directory` holds, byte code aside: name -> content, of `python3` where it leads.
 
-    The stub must import from its own version, so its LIBRARY names this directory instead of the link to the newest.
+    The stubs must stay with their own version, so they get this directory instead of the link to the newest.
     """
-    before = 'LIBRARY = "/usr/local/lib/qemu-bridge-helper"\n'
-    if sources[STUB].count(before) != 1:
-        raise ValueError(f"{STUB} has not exactly one line {before!r}")
-    tree = {name: text.encode() for name, text in sources.items()}
-    tree[STUB] = sources[STUB].replace(before, f'LIBRARY = "{directory}"\n').encode()
+    tree = {}
+    for name, text in sources.items():
+        if "/" in name:
+            tree[name] = text.encode()
+            continue
+        if text.count(LIBRARY) != 1:
+            raise ValueError(f"{name} has not exactly one {LIBRARY}")
+        stub = text.replace(LIBRARY, f'"{directory}"')
+        if name == f"{COMMAND}.py":
+            tree[COMMAND] = f"#!{directory}/python3 -ISB\n{stub}".encode()
+        else:
+            tree[name] = stub.encode()
     tree["python3"] = os.fsencode(python["path"])
     return tree
 
@@ -912,9 +943,14 @@ def _is_as_laid(path: str, content: bytes | None, is_directory: bool) -> bool:
         return os.path.basename(path) == "python3" and os.fsencode(os.readlink(path)) == content
     if is_directory:
         return stat.S_ISDIR(status.st_mode) and stat.S_IMODE(status.st_mode) == 0o755
-    if not stat.S_ISREG(status.st_mode) or stat.S_IMODE(status.st_mode) != 0o644:
+    if not stat.S_ISREG(status.st_mode) or stat.S_IMODE(status.st_mode) != _mode_of(content):
         return False
     return content is None or _read(path) == content
+
+
+def _mode_of(content: bytes | None) -> int:
+    """The mode of a file that `lay` makes: what begins with its interpreter can be executed."""
+    return 0o755 if (content or b"").startswith(b"#!") else 0o644
 
 
 def name_fault(name: str) -> str:
