@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import sys
 
-from tests.bench import hand_over, links
+from tests.bench import hand_over, links, run
 
-BENCHES = {"hand-over": hand_over.main, "links": links.main}
+BENCHES = {"hand-over": hand_over.main, "run": run.main, "links": links.main}
 
 
 def main(arguments: list[str]) -> int:
