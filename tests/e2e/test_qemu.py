@@ -93,6 +93,18 @@ def test_a_bridge_that_is_not_granted(host: Sandbox, machines: list[Machine]) ->
     assert not [link for link in os.listdir("/sys/class/net") if link.startswith("tap")]
 
 
+def test_a_qemu_that_may_start_nothing(host: Sandbox, machines: list[Machine]) -> None:
+    """In QEMU's own sandbox no helper can be started; a tap that is open already needs none."""
+    arguments = ["-machine", "none", "-sandbox", "on,spawn=deny", "-netdev"]
+    asks = Machine(host.scratch, "asks", *arguments, f"bridge,id=hn0,br=br0,helper={LAUNCHER}")
+    given = Machine(host.scratch, "given", *arguments, "tap,id=hn0,fd={fd}")
+    machines += [asks, given]
+    assert asks.process.wait(PATIENCE) == -signal.SIGSYS, asks.errors
+    wait_for("QEMU holding a port of br0", lambda: any(given.holds(port["ifname"]) for port in ports()), given)
+    (port,) = ports()
+    assert "UP" in port["flags"]
+
+
 def test_two_guests_reach_each_other_and_the_host(host: Sandbox, debian: Debian, machines: list[Machine]) -> None:
     """Two Linux guests and their host talk over br0, in small frames and in those that offloads make large.
 
