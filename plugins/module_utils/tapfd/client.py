@@ -20,7 +20,7 @@ from select import POLLIN, poll
 from time import monotonic
 
 from . import fdpass, tuntap
-from .errors import because
+from .errors import because, show
 
 # What means something to a shell and would be lost on us, the quotes and the backslash aside.
 _SHELL_SYNTAX = "$`;|&<>()*?[~#"
@@ -174,9 +174,9 @@ class _Command:
         self.names_bridge = False
         for character in helper:
             if character in _SHELL_SYNTAX or (character < " " and character != "\t"):
-                shown = character if character >= " " else repr(character)[1:-1]
+                whole, part = (show(text.encode("utf-8", "backslashreplace")) for text in (helper, character))
                 raise HelperNotStarted(
-                    f"bridge helper `{helper}' is refused for its `{shown}': no shell runs a helper here, "
+                    f"bridge helper `{whole}' is refused for its `{part}': no shell runs a helper here, "
                     "so that only a path, arguments and quotes are understood"
                 )
         if " " in helper or "\t" in helper:

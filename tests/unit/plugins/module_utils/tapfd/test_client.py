@@ -183,6 +183,7 @@ def test_shell_syntax_is_refused(helper: Helper, tmp_path: Path, syntax: str, fo
     with pytest.raises(client.HelperNotStarted, match="no shell runs a helper here") as caught:
         client.run_helper(form.format(path=path, syntax=syntax.format(mark=mark)), "br0")
     assert (caught.value.status, started.exists(), mark.exists()) == (None, False, False)
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(
