@@ -61,8 +61,10 @@ def request_of_role(links_sources: dict[str, str]) -> dict[str, Any]:
     """What the role asks `survey` with its defaults."""
     defaults = yaml.safe_load((ROOT / "roles/qemu_bridge/defaults/main.yml").read_text())
     variables = yaml.safe_load((ROOT / "roles/qemu_bridge/vars/main.yml").read_text())
+    distribution = yaml.safe_load((ROOT / "roles/qemu_bridge/vars/debian.yml").read_text())
     return {
         **{name.removeprefix("qemu_bridge_"): value for name, value in defaults.items()},
+        "default_helper": {**distribution["qemu_bridge__default_helper"], "wanted": False},
         "header": variables["qemu_bridge__header"],
         "paths": variables["qemu_bridge__paths"],
         "interpreters": [],

@@ -39,6 +39,8 @@ from typing import Any
 COMMAND = "qemu-bridge-run"
 # As it stands, once, in each stub of the collection.
 LIBRARY = '"/usr/local/lib/qemu-bridge-helper"'
+# What is set aside for something of the role gets this name behind its own.
+SET_ASIDE = ".before-hostnet-qemu"
 
 # The numbers of <linux/capability.h>.
 CAP_NET_ADMIN = 12
@@ -108,7 +110,9 @@ def survey(request: dict[str, Any]) -> dict[str, Any]:
     if os.geteuid() != 0:
         return {"problems": ["The role has to be root on the host: run it with `become: true`."]}
     if request["state"] == "absent":
-        return {"problems": [], "leftovers": _leftovers(request)}
+        problems: list[str] = []
+        distribution = Distribution(request, problems).found()
+        return {"problems": problems, "distribution": distribution, "leftovers": _leftovers(request, distribution)}
     look = Survey(request)
     found = {}
     try:
@@ -139,6 +143,7 @@ class Survey:
         python = self._python()
         includes = self._includes(grants)
         boot = self._boot()
+        distribution = Distribution(self.request, self.problems).found()
         result = {
             "python": python,
             "tun": self._tun(),
@@ -149,10 +154,11 @@ class Survey:
                 "allow": grants.everyone,
             },
             "includes": includes,
-            "directories": self._directories(bool(includes["paths"]), boot),
+            "directories": self._directories(bool(includes["paths"]), boot, distribution),
             "has_machine_id": _has_machine_id(),
             "bridges": self._bridges(),
             "boot": boot,
+            "distribution": distribution,
             "missing": self._missing_programs(includes["wrong"], boot),
             "verify": self._verify(grants),
         }
@@ -206,6 +212,8 @@ class Survey:
             self._is_roots_alone(os.path.dirname(self.paths[place]))
         for place in ("versions", "includes"):
             self._is_roots_alone(self.paths[place])
+        if self.request["default_helper"]["wanted"]:
+            self._is_roots_alone(os.path.dirname(self.request["default_helper"]["path"]))
         # The interpreter looks for it beside the path that it was started by, <library>/python3, and one level up.
         stray = os.path.join(os.path.dirname(self.paths["library"]), "pyvenv.cfg")
         if os.path.lexists(stray):
@@ -383,7 +391,9 @@ class Survey:
             missing.append("setfacl")
         return missing
 
-    def _directories(self, with_includes: bool, boot: dict[str, Any]) -> dict[str, list[str]]:
+    def _directories(
+        self, with_includes: bool, boot: dict[str, Any], distribution: dict[str, Any]
+    ) -> dict[str, list[str]]:
         """The directories that each phase has to make, and all that the role will have made."""
         helper = [*map(os.path.dirname, (self.paths["launcher"], self.paths["command"])), self.paths["versions"]]
         acl = [os.path.dirname(self.paths["policy"]), *([self.paths["includes"]] if with_includes else [])]
@@ -392,11 +402,13 @@ class Survey:
             service = self.paths["services"][boot["init"]]
             start = [*map(os.path.dirname, (service["path"], service["enabled"], self.paths["state"]))]
             start.append(self.paths["restorers"])
-        missing = [path for path in dict.fromkeys(helper + acl + start) if not os.path.isdir(path)]
+        theirs = [os.path.dirname(change["path"]) for change in distribution.values() if change.get("link")]
+        missing = [path for path in dict.fromkeys(helper + acl + start + theirs) if not os.path.isdir(path)]
         return {
             "helper": [path for path in helper if path in missing],
             "acl": [path for path in acl if path in missing],
             "boot": [path for path in dict.fromkeys(start) if path in missing],
+            "distribution": [path for path in theirs if path in missing],
             "made": sorted({*_read(self.paths["directories"]).decode().split(), *missing}),
         }
 
@@ -725,8 +737,125 @@ class Grants:
         return bool({bridge, "all"} & granted) and not {bridge, "all"} & set(self.denied)
 
 
-def _leftovers(request: dict[str, Any]) -> dict[str, Any]:
-    """What the role has left on this host: files and trees in the order to remove them, then directories, bridges."""
+class Distribution:
+    """What belongs to the distribution and has to know of the helper, or no longer has to."""
+
+    def __init__(self, request: dict[str, Any], problems: list[str]) -> None:
+        self.request = request
+        self.present: bool = request["state"] == "present"
+        self.problems = problems
+
+    def found(self) -> dict[str, dict[str, Any]]:
+        """What there is to do, by the files of tasks that do it; nothing for what is as it should be."""
+        changes = {"default_helper": self._default_helper()}
+        return {name: change for name, change in changes.items() if change is not None}
+
+    def _default_helper(self) -> dict[str, Any] | None:
+        """How QEMU's own path to a helper comes to lead to ours, or ceases to."""
+        path, diverts = self.request["default_helper"]["path"], self.request["default_helper"]["diverts"]
+        if not path:
+            if self.present and self.request["default_helper"]["wanted"]:
+                self.problems.append(
+                    "qemu_bridge_default_helper: the role does not know where QEMU of this distribution looks for a "
+                    "helper: set it to false, and give QEMU the path with helper=."
+                )
+            return None
+        aside = path + SET_ASIDE
+        target = _diverted(path) if diverts else path
+        leads = os.path.islink(path) and os.readlink(path) == self.request["paths"]["launcher"]
+        diverted = target == aside
+        wanted = self.present and self.request["default_helper"]["wanted"]
+        if wanted:
+            self._judge_default_helper(path, target, leads)
+        elif diverted and os.path.lexists(path) and not leads:
+            self.problems.append(
+                f"{path} is not the role's link any more, and the distribution's helper, now {aside}, belongs there: "
+                "move it elsewhere."
+            )
+        change = {
+            "path": path,
+            "aside": aside,
+            "divert": wanted and diverts and not diverted,
+            "link": wanted and not leads,
+            # Without a diversion a link to the launcher is the role's: it would not have replaced one.
+            "unlink": not wanted and leads and (diverted or not diverts),
+            "undivert": not wanted and diverted,
+        }
+        return change if any(change[step] for step in ("divert", "link", "unlink", "undivert")) else None
+
+    def _judge_default_helper(self, path: str, target: str, leads: bool) -> None:
+        """Complain of what makes it wrong to lead `path` to ours; `target` is where dpkg lays the distribution's."""
+        option, aside = "qemu_bridge_default_helper", path + SET_ASIDE
+        way_out = f"or set {option} to false and give QEMU the path of the helper with helper="
+        if not self.request["default_helper"]["diverts"]:
+            if os.path.lexists(path) and not leads:
+                self.problems.append(
+                    f"{option}: {path} is there already, and this distribution's package manager has no way to keep "
+                    "another one in its place: the next upgrade of QEMU would put its own back. Remove the package "
+                    f"that has it, if it has nothing else, {way_out}."
+                )
+            return
+        if target not in (path, aside):
+            self.problems.append(
+                f"{option}: somebody has diverted {path} to {target}: take that back (`dpkg-divert --rename "
+                f"--remove {path}`), {way_out}."
+            )
+        elif target == aside:
+            if os.path.lexists(path) and not leads:
+                self.problems.append(
+                    f"{option}: {path} is not the role's link any more, but something that no package has laid: move "
+                    "it elsewhere."
+                )
+        elif os.path.islink(path):
+            self.problems.append(
+                f"{option}: {path} is a symbolic link to {os.readlink(path)} that somebody has made by hand, which "
+                "the next upgrade of QEMU replaces. Remove it and, if QEMU is installed, let it have its own helper "
+                f"again (`apt-get install --reinstall qemu-system-common`), {way_out}."
+            )
+        elif os.path.lexists(path) and not os.path.isfile(path):
+            self.problems.append(f"{option}: {path} is not a regular file: move it elsewhere.")
+        elif os.path.lexists(aside):
+            self.problems.append(f"{option}: {aside} is in the way of the distribution's helper: move it elsewhere.")
+        # dpkg would go on giving it to the helper that is set aside, and dpkg-statoverride to what the link leads to.
+        override = _output("dpkg-statoverride", "--list", path).strip()
+        if override:
+            self.problems.append(
+                f"{option}: somebody has told dpkg to give the distribution's helper another owner or mode "
+                f"(`{override}`), and it would be a second way to the bridges, under another name: take that back "
+                f"(`dpkg-statoverride --remove {path}`), {way_out}."
+            )
+        if os.path.isfile(target) and not os.path.islink(target):
+            self._judge_privilege(target, way_out)
+
+    def _judge_privilege(self, helper: str, way_out: str) -> None:
+        cures = []
+        if os.stat(helper).st_mode & (stat.S_ISUID | stat.S_ISGID):
+            cures.append(f"`chmod u-s,g-s {helper}`")
+        if _attribute(helper, "security.capability") is not None:
+            cures.append(f"`setcap -r {helper}`")
+        if cures:
+            self.problems.append(
+                f"qemu_bridge_default_helper: the distribution's helper, {helper}, was given privileges, and it would "
+                f"be a second way to the bridges, under another name: take them back ({' and '.join(cures)}), "
+                f"{way_out}."
+            )
+
+
+def _diverted(path: str) -> str:
+    """Where dpkg lays what packages have at `path`: there, unless it is diverted."""
+    return _output("dpkg-divert", "--truename", path).rstrip("\n")
+
+
+def _output(*command: str) -> str:
+    """What a command says, whatever its exit status. Raises OSError if it can't be started."""
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout
+
+
+def _leftovers(request: dict[str, Any], distribution: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the role has left on this host: files and trees in the order to remove them, then directories, bridges.
+
+    `distribution` is what is undone before.
+    """
     paths, header = request["paths"], request["header"]
     restore = os.path.exists(paths["saved_policy"]) and (
         _is_ours(paths["policy"], header) or not os.path.lexists(paths["policy"])
@@ -739,7 +868,7 @@ def _leftovers(request: dict[str, Any]) -> dict[str, Any]:
         files.append(paths["command"])
     files += [paths["versions"], *paths["tun_rules"].values()]
     files = _boot_files(paths) + [path for path in files if os.path.lexists(path)]
-    gone = set(files)
+    gone = {*files, *(change["path"] for change in distribution.values() if change.get("unlink"))}
     directories = []
     # What is in a directory comes before the directory itself.
     for path in sorted(_read(paths["directories"]).decode().split(), reverse=True):

@@ -1,0 +1,296 @@
+# Copyright: the hostnet.qemu authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The role beside the distribution's packages: what it tells them, what it takes back, what they do meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from support.install import LAUNCHER
+from support.namespaces import Sandbox, ip
+from support.packages import allow_dpkg, dpkg, fetch
+from support.playbook import Playbook
+from support.qemu import BRIDGE_HELPER, QEMU, Debian, lay
+from support.user import User, take_tap
+
+ASIDE = Path(f"{BRIDGE_HELPER}.before-hostnet-qemu")
+# Seconds: an emulator that starts on a machine that does other things besides.
+PATIENCE = 60
+
+
+@pytest.fixture(scope="session")
+def qemu_package() -> Path:
+    """The package that has QEMU's own bridge helper, asked for before any sandbox."""
+    return fetch("qemu-system-common")["qemu-system-common"]
+
+
+@pytest.fixture
+def dpkg_host(host: Sandbox) -> Sandbox:
+    """A host whose dpkg works, and whose /usr/lib can be written to; without QEMU."""
+    host.overlay("/usr/lib")
+    allow_dpkg(host)
+    return host
+
+
+@pytest.fixture
+def qemu_host(debian: Debian, qemu_package: Path, host: Sandbox) -> Sandbox:
+    """A host with QEMU, whose helper dpkg has laid."""
+    lay(host, debian)
+    allow_dpkg(host)
+    dpkg("--install", qemu_package)
+    assert os.listxattr(BRIDGE_HELPER) == []
+    return host
+
+
+@pytest.fixture
+def user() -> Iterator[User]:
+    user = User(60001)
+    yield user
+    user.close()
+
+
+def start(helper: str) -> int:
+    """Take a tap on br0 by the helper at this path and give it back; the helper's exit status."""
+    answer = take_tap(Path(helper), b"br0")
+    if answer.tap is not None:
+        os.close(answer.tap)
+    return answer.status
+
+
+def diversions() -> str:
+    """Those of local administrators."""
+    done = subprocess.run(["dpkg-divert", "--list"], capture_output=True, text=True, check=True)
+    return "".join(line for line in done.stdout.splitlines(keepends=True) if line.startswith("local "))
+
+
+def state() -> tuple[Any, ...]:
+    """QEMU's own path, and what dpkg was told of it."""
+    link = BRIDGE_HELPER.readlink() if BRIDGE_HELPER.is_symlink() else None
+    content = [path.read_bytes() if path.is_file() else None for path in (BRIDGE_HELPER, ASIDE)]
+    return link, content, diversions(), sorted(os.listdir(BRIDGE_HELPER.parent))
+
+
+def qemu_is_on_the_bridge() -> bool:
+    """Start QEMU by the shortest line there is, as a user who is not root; whether it gets a tap on br0."""
+    command = [QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg", "-m", "32", "-S"]
+    command += ["-net", "bridge", "-net", "nic,model=virtio"]
+    with subprocess.Popen(command, cwd="/", user=60001, group=60001, extra_groups=[]) as qemu:
+        deadline = time.monotonic() + PATIENCE
+        ports = []
+        while qemu.poll() is None and not ports and time.monotonic() < deadline:
+            ports = json.loads(ip("-json", "link", "show", "master", "br0"))
+            time.sleep(0.05)
+        qemu.terminate()
+    return bool(ports)
+
+
+def test_qemu_finds_the_helper_by_itself(
+    qemu_host: Sandbox, qemu_package: Path, playbook: Playbook, user: User
+) -> None:
+    before = state()
+    variables = {"qemu_bridge_default_helper": True}
+    check = playbook.converge(variables, "--check")
+    assert "Set the distribution's helper aside" in check.output
+    assert state() == before
+
+    playbook.converge(variables)
+    link, content, diverted, _names = state()
+    assert link == LAUNCHER
+    assert content[1] == before[1][0]
+    assert diverted == f"local diversion of {BRIDGE_HELPER} to {ASIDE}\n"
+    assert user.call(start, str(BRIDGE_HELPER)) == 0
+    assert qemu_is_on_the_bridge()
+
+    # An upgrade lays the files as installing the package once more does.
+    with ASIDE.open("ab") as file:
+        file.write(b"older")
+    dpkg("--install", qemu_package)
+    assert state()[:2] == (link, content)
+    again = playbook.converge(variables)
+    assert again.changed == 0, again.output
+
+    # QEMU goes and comes, and somebody removes the link.
+    dpkg("--remove", "qemu-system-common")
+    assert state()[0] == link
+    assert not ASIDE.exists()
+    BRIDGE_HELPER.unlink()
+    mended = playbook.converge(variables)
+    assert mended.changed == 1, mended.output
+    dpkg("--install", qemu_package)
+    assert state()[:2] == (link, content)
+
+    variables = {"qemu_bridge_default_helper": False}
+    back = playbook.converge(variables, "--check")
+    assert back.changed == 2, back.output
+    assert state()[:2] == (link, content)
+    playbook.converge(variables)
+    assert state() == before
+
+
+def test_the_path_is_led_before_qemu_is_installed(dpkg_host: Sandbox, playbook: Playbook) -> None:
+    directory = BRIDGE_HELPER.parent
+    assert not directory.exists(), "this test is for machines without QEMU"
+    variables = {"qemu_bridge_default_helper": True}
+    playbook.converge(variables, "--check")
+    assert not directory.exists()
+    playbook.converge(variables)
+    assert BRIDGE_HELPER.readlink() == LAUNCHER
+    assert str(ASIDE) in diversions()
+    playbook.converge({**variables, "qemu_bridge_state": "absent"})
+    assert not directory.exists()
+    assert diversions() == ""
+
+
+def shipped(mode: int = 0o755) -> None:
+    """Lay what stands for the helper of a package."""
+    BRIDGE_HELPER.parent.mkdir(exist_ok=True)
+    BRIDGE_HELPER.write_bytes(b"\x7fELF")
+    BRIDGE_HELPER.chmod(mode)
+
+
+def divert(target: Path | str) -> None:
+    subprocess.run(
+        ["dpkg-divert", "--quiet", "--local", "--rename", "--divert", target, "--add", BRIDGE_HELPER], check=True
+    )
+
+
+def as_it_comes(_request: dict[str, Any]) -> None:
+    shipped()
+
+
+def setuid(_request: dict[str, Any]) -> None:
+    shipped(0o4755)
+
+
+def capable(_request: dict[str, Any]) -> None:
+    shipped()
+    os.setxattr(BRIDGE_HELPER, "security.capability", bytes.fromhex("01000002 00100000 00000000 00000000 00000000"))
+
+
+def overridden(_request: dict[str, Any]) -> None:
+    subprocess.run(["dpkg-statoverride", "--add", "root", "root", "4750", BRIDGE_HELPER], check=True)
+
+
+def overridden_later(_request: dict[str, Any]) -> None:
+    shipped()
+    divert(ASIDE)
+    ASIDE.chmod(0o4755)
+    BRIDGE_HELPER.symlink_to(LAUNCHER)
+
+
+def diverted_elsewhere(_request: dict[str, Any]) -> None:
+    shipped()
+    divert(f"{BRIDGE_HELPER}.distrib")
+
+
+def linked_by_hand(_request: dict[str, Any]) -> None:
+    BRIDGE_HELPER.parent.mkdir()
+    BRIDGE_HELPER.symlink_to(LAUNCHER)
+
+
+def replaced(_request: dict[str, Any]) -> None:
+    shipped()
+    divert(ASIDE)
+    shipped()
+
+
+def no_file(_request: dict[str, Any]) -> None:
+    BRIDGE_HELPER.mkdir(parents=True)
+
+
+def aside_in_the_way(_request: dict[str, Any]) -> None:
+    shipped()
+    ASIDE.touch()
+
+
+def writable(_request: dict[str, Any]) -> None:
+    BRIDGE_HELPER.parent.mkdir()
+    BRIDGE_HELPER.parent.chmod(0o777)
+
+
+def not_debian(request: dict[str, Any]) -> None:
+    shipped()
+    request["default_helper"]["diverts"] = False
+
+
+def unknown(request: dict[str, Any]) -> None:
+    request["default_helper"]["path"] = ""
+
+
+@pytest.mark.parametrize(
+    ("prepare", "texts"),
+    [
+        (as_it_comes, []),
+        (setuid, ["was given privileges", f"`chmod u-s,g-s {BRIDGE_HELPER}`"]),
+        (capable, ["was given privileges", f"`setcap -r {BRIDGE_HELPER}`"]),
+        (overridden, [f"(`root root 4750 {BRIDGE_HELPER}`)", f"`dpkg-statoverride --remove {BRIDGE_HELPER}`"]),
+        (overridden_later, [f"`chmod u-s,g-s {ASIDE}`"]),
+        (diverted_elsewhere, [f"somebody has diverted {BRIDGE_HELPER} to {BRIDGE_HELPER}.distrib"]),
+        (linked_by_hand, [f"is a symbolic link to {LAUNCHER} that somebody has made by hand"]),
+        (replaced, [f"{BRIDGE_HELPER} is not the role's link any more"]),
+        (no_file, [f"{BRIDGE_HELPER} is not a regular file"]),
+        (aside_in_the_way, [f"{ASIDE} is in the way"]),
+        (writable, [f"`chmod go-w {BRIDGE_HELPER.parent}`"]),
+        (not_debian, ["no way to keep another one in its place"]),
+        (unknown, ["does not know where QEMU of this distribution looks for a helper"]),
+    ],
+)
+def test_a_path_that_is_not_led_to_ours(
+    dpkg_host: Sandbox,
+    program: ModuleType,
+    request_of_role: dict[str, Any],
+    prepare: Callable[[dict[str, Any]], None],
+    texts: list[str],
+) -> None:
+    prepare(request_of_role)
+    request_of_role["default_helper"]["wanted"] = True
+    problems = program.survey(request_of_role)["problems"]
+    assert len(problems) == bool(texts), problems
+    assert [text for text in texts if not any(text in problem for problem in problems)] == [], problems
+
+
+@pytest.mark.parametrize("prepare", [as_it_comes, setuid, overridden, diverted_elsewhere, linked_by_hand, no_file])
+def test_a_path_that_is_nobodys_business(
+    dpkg_host: Sandbox,
+    program: ModuleType,
+    request_of_role: dict[str, Any],
+    prepare: Callable[[dict[str, Any]], None],
+) -> None:
+    """If it is not wanted, and when the role goes, what others did there is neither judged nor undone."""
+    prepare(request_of_role)
+    for state in ("present", "absent"):
+        request_of_role["state"] = state
+        found = program.survey(request_of_role)
+        assert (found["problems"], found["distribution"]) == ([], {})
+
+
+def test_a_path_without_diversions(dpkg_host: Sandbox, program: ModuleType, request_of_role: dict[str, Any]) -> None:
+    """Where the package manager has none, the path is led to ours only while nothing is there."""
+    request_of_role["default_helper"].update(diverts=False, wanted=True)
+    change = {"path": str(BRIDGE_HELPER), "aside": str(ASIDE)}
+    nothing = {"divert": False, "link": False, "unlink": False, "undivert": False}
+    assert program.survey(request_of_role)["distribution"] == {"default_helper": {**change, **nothing, "link": True}}
+    BRIDGE_HELPER.parent.mkdir()
+    BRIDGE_HELPER.symlink_to(LAUNCHER)
+    assert program.survey(request_of_role)["distribution"] == {}
+    request_of_role["default_helper"]["wanted"] = False
+    assert program.survey(request_of_role)["distribution"] == {"default_helper": {**change, **nothing, "unlink": True}}
+
+
+@pytest.mark.parametrize("state", ["present", "absent"])
+def test_what_took_the_place_of_the_link_is_not_removed(
+    dpkg_host: Sandbox, program: ModuleType, request_of_role: dict[str, Any], state: str
+) -> None:
+    replaced(request_of_role)
+    request_of_role["state"] = state
+    (problem,) = program.survey(request_of_role)["problems"]
+    assert f"{BRIDGE_HELPER} is not the role's link any more" in problem
