@@ -26,7 +26,7 @@ MOLECULE := $(MOLECULE_VENV)/ready-$(PYTHON_VERSION)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
 .DELETE_ON_ERROR:
-.PHONY: help site venv collections test unit molecule lint bench launchers clean
+.PHONY: help site venv collections test unit molecule invocations lint bench launchers clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,10 @@ unit: $(TEST) collections ## run the tests that take little time
 molecule: $(MOLECULE) collections ## run the role in a container of Debian 12 with systemd
 	@$(call need,podman:podman runc:runc mmdebstrap:mmdebstrap)
 	@PATH="$(CURDIR)/$(MOLECULE_VENV)/bin:$$PATH" $(MOLECULE_VENV)/bin/molecule $(or $(ARGS),test)
+
+invocations: $(TEST) collections ## write the table in docs/invocations.md, from runs of every QEMU
+	@$(call need,ip:iproute2 getcap:libcap2-bin)
+	@$(AS_ROOT) $(VENV)/bin/pytest tests/e2e/test_invocations.py --all-qemus --write-docs
 
 lint: $(TEST) collections ## check the style of everything
 	$(VENV)/bin/ruff check .

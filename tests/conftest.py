@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +24,16 @@ sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / ".collections"))
 
 from support import guest  # noqa: E402
+from support.hosts import RELEASES  # noqa: E402
 from support.namespaces import Sandbox  # noqa: E402
-from support.qemu import Debian, fetch  # noqa: E402
+from support.qemu import Debian, fetch, fetch_release  # noqa: E402
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What a run may do besides."""
+    group = parser.getgroup("hostnet.qemu")
+    group.addoption("--all-qemus", action="store_true", help="run the QEMUs of later releases of Debian, too")
+    group.addoption("--write-docs", action="store_true", help="write the tables in docs/ that are compared otherwise")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,6 +52,18 @@ def plain_environment() -> None:
 def debian() -> Debian:
     """The distribution's own programs and a guest's kernel; asked for before any sandbox, which has no network."""
     return fetch()
+
+
+@pytest.fixture(scope="session", params=RELEASES)
+def release(request: pytest.FixtureRequest) -> tuple[str, Path | None]:
+    """A suite of Debian and the tree of its programs, which for this machine's own is none."""
+    suite: str = request.param
+    # Of testing, os-release has the code name alone, and no number.
+    system = platform.freedesktop_os_release()
+    own = suite == system.get("VERSION_CODENAME") or (suite == "testing" and "VERSION_ID" not in system)
+    if not own and not request.config.getoption("--all-qemus"):
+        pytest.skip("without --all-qemus only the QEMU of this machine's release is run")
+    return suite, None if own else fetch_release(suite)
 
 
 @pytest.fixture

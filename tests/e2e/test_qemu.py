@@ -6,27 +6,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.install import LAUNCHER, install
-from support.machine import PATIENCE, UID, Machine, guest_arguments, lay_guest, wait_for
+from support.machine import PATIENCE, UID, Machine, guest_arguments, lay_guest, ports, wait_for
 from support.namespaces import Sandbox, ip
 from support.qemu import Debian, lay
 
 HOST = "10.99.0.1"
 GUESTS = ["10.99.0.11", "10.99.0.12"]
-
-
-def ports() -> list[dict[str, Any]]:
-    """The ports of br0, as `ip -details` describes them."""
-    return json.loads(ip("-json", "-details", "link", "show", "master", "br0"))  # type: ignore[no-any-return]
 
 
 def others(guest: str) -> list[str]:
@@ -62,7 +55,7 @@ def test_a_tap_lives_as_long_as_qemu(host: Sandbox, machines: list[Machine], net
     """QEMU has a tap on br0 that is up, like its bridge, and takes offloads; it goes with QEMU, however that ends."""
     machine = Machine(host.scratch, "qemu", "-machine", "none", "-netdev", netdev)
     machines.append(machine)
-    wait_for("QEMU holding a port of br0", lambda: any(machine.holds(port["ifname"]) for port in ports()), machine)
+    wait_for("QEMU holding a port of br0", lambda: any(machine.holds(port["ifname"]) for port in ports()), machines)
 
     (port,) = ports()
     assert "UP" in port["flags"]
@@ -100,7 +93,7 @@ def test_a_qemu_that_may_start_nothing(host: Sandbox, machines: list[Machine]) -
     given = Machine(host.scratch, "given", *arguments, "tap,id=hn0,fd={fd}")
     machines += [asks, given]
     assert asks.process.wait(PATIENCE) == -signal.SIGSYS, asks.errors
-    wait_for("QEMU holding a port of br0", lambda: any(given.holds(port["ifname"]) for port in ports()), given)
+    wait_for("QEMU holding a port of br0", lambda: any(given.holds(port["ifname"]) for port in ports()), [given])
     (port,) = ports()
     assert "UP" in port["flags"]
 
@@ -125,7 +118,7 @@ def test_two_guests_reach_each_other_and_the_host(host: Sandbox, debian: Debian,
                 guests[address] = Machine(host.scratch, address, *arguments)
                 machines.append(guests[address])
             fetched = f"fetched {hashlib.sha256(content).hexdigest()}"
-            wait_for(fetched, lambda: all(fetched in machine.console for machine in machines), *machines)
+            wait_for(fetched, lambda: all(fetched in machine.console for machine in machines), machines)
             for address, guest in guests.items():
                 reached = [line for line in guest.console.splitlines() if line.startswith("reached ")]
                 assert reached == [f"reached {peer}" for peer in others(address)]

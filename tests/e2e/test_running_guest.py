@@ -165,7 +165,7 @@ def test_guests_lose_no_packet(host: Sandbox, debian: Debian, machines: list[Mac
     for number, (address, netdev) in enumerate(GUESTS.items()):
         words = f"address={address} reach={STATION},{HOST}"
         machines.append(Machine(host.scratch, address, *guest_arguments(debian, image, number, netdev, words)))
-    wait_for("the guests", lambda: all(f"reached {HOST}" in each.console for each in machines), *machines)
+    wait_for("the guests", lambda: all(f"reached {HOST}" in each.console for each in machines), machines)
     assert machines[1].holds("guest0")
     # By what was done, then by the two ends, the numbers of the pings that were lost.
     losses: dict[str, dict[str, list[int]]] = {}

@@ -1,16 +1,18 @@
 # Copyright: the hostnet.qemu authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A QEMU that an unprivileged user starts, and a small Linux to run in it."""
+"""Running QEMUs: what their user, their guests and the kernel say of them."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,11 +20,12 @@ from support.install import COMMAND
 from support.namespaces import ip
 from support.qemu import QEMU, Debian, initramfs
 
-UID = 60001
 # Seconds: emulated guests on a machine that does other things besides.
 PATIENCE = 120
+# An unprivileged user, who needs no entry in /etc/passwd.
+UID = 60001
 
-# The test reads the console, and the lines with `reached` and `fetched` on it.
+
 _INIT = """\
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -54,21 +57,22 @@ _RUN = [str(COMMAND), "--br=br0", "--"]
 
 
 class Machine:
-    """A QEMU that an unprivileged user has started; what it and its guest say goes to files."""
+    """A QEMU, of an unprivileged user if no other is named; what it and its guest say goes to files.
 
-    def __init__(self, directory: Path, name: str, *arguments: str) -> None:
+    `root` is the directory that QEMU takes for `/`. `stdin` is open for a monitor there.
+    """
+
+    def __init__(self, directory: Path, name: str, *arguments: str, user: int = UID, root: Path = Path("/")) -> None:
         self._console, self._errors = directory / f"{name}.console", directory / f"{name}.stderr"
+        become = ["chroot", f"--userspec={user}:{user}", "--groups=", str(root)]
+        start = _RUN if any("{fd}" in argument for argument in arguments) else []
         with open(self._console, "wb") as console, open(self._errors, "wb") as errors:
-            start = _RUN if any("{fd}" in argument for argument in arguments) else []
             self.process = subprocess.Popen(
-                [*start, QEMU, "-nodefaults", "-no-user-config", "-display", "none", *arguments],
+                [*become, *start, QEMU, "-nodefaults", "-no-user-config", "-display", "none", *arguments],
                 cwd="/",
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=console,
                 stderr=errors,
-                user=UID,
-                group=UID,
-                extra_groups=[],
             )
 
     @property
@@ -80,6 +84,12 @@ class Machine:
     def errors(self) -> str:
         """What QEMU and the bridge helper have written to stderr."""
         return self._errors.read_text(errors="replace")
+
+    def say(self, command: str) -> None:
+        """Give a command to the monitor, which is `-monitor stdio`."""
+        assert self.process.stdin
+        self.process.stdin.write(command.encode() + b"\n")
+        self.process.stdin.flush()
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End QEMU and wait for it."""
@@ -96,7 +106,7 @@ class Machine:
         return False
 
 
-def wait_for(what: str, condition: Callable[[], bool], *machines: Machine) -> None:
+def wait_for(what: str, condition: Callable[[], bool], machines: Sequence[Machine] = ()) -> None:
     """Wait until the condition holds; fail with all that is known when it doesn't, or when a machine has ended."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
@@ -106,6 +116,11 @@ def wait_for(what: str, condition: Callable[[], bool], *machines: Machine) -> No
             links = ip("-details", "link", "show")
             pytest.fail(f"waited for: {what}; ended with status: {ended}{logs}\n--- links\n{links}")
         time.sleep(0.05)
+
+
+def ports(bridge: str = "br0") -> list[dict[str, Any]]:
+    """The ports of a bridge, as `ip -details` describes them."""
+    return json.loads(ip("-json", "-details", "link", "show", "master", bridge))  # type: ignore[no-any-return]
 
 
 def lay_guest(debian: Debian, directory: Path) -> Path:

@@ -85,6 +85,55 @@ def fetch() -> Debian:
     return Debian(programs, programs / f"usr/lib/{machine}-linux-gnu", virtiofsd, kernel, modules, busybox)
 
 
+def fetch_release(suite: str) -> Path:
+    """Return a tree with all that QEMU and the helper need in this release of Debian, downloaded once into `.cache/`.
+
+    QEMU there has the libraries of its own release, and the helper its interpreter. No package is configured. Must be
+    called in the machine's own network namespace. Raises ArtefactError.
+    """
+    CACHE.mkdir(exist_ok=True)
+    unpacked = CACHE / f"release-{suite}"
+    with open(CACHE / "lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not unpacked.exists():
+            with tempfile.TemporaryDirectory(dir=CACHE) as directory:
+                archives = _packages_of(suite, Path(directory))
+                _unpack(archives, Path(directory) / "result")
+                (Path(directory) / "result").rename(unpacked)
+    return unpacked
+
+
+def _packages_of(suite: str, scratch: Path) -> list[Path]:
+    """Download the packages of a release with all that they depend on, as if nothing was installed."""
+    for directory in ("lists/partial", "archives/partial"):
+        (scratch / directory).mkdir(parents=True)
+    (scratch / "status").touch()
+    # The mirror that this machine uses.
+    known = _run(["apt-get", "indextargets", "--format", "$(ORIGIN) $(CODENAME) $(SUITE) $(REPO_URI)"], scratch)
+    mirrors = [words[-1] for words in map(str.split, known.splitlines()) if words[0] == "Debian" and len(words) == 4]
+    mirror = next((uri for uri in mirrors if "security" not in uri), "http://deb.debian.org/debian")
+    keys = "/usr/share/keyrings/debian-archive-keyring.gpg"
+    (scratch / "sources.list").write_text(f"deb [signed-by={keys}] {mirror} {suite} main\n", encoding="ascii")
+    places = {
+        "Dir::State::status": "status",
+        "Dir::State::lists": "lists",
+        "Dir::Cache::archives": "archives",
+        "Dir::Cache::pkgcache": "pkgcache.bin",
+        "Dir::Cache::srcpkgcache": "srcpkgcache.bin",
+        "Dir::Etc::sourcelist": "sources.list",
+        "Dir::Etc::sourceparts": "none",
+        "Dir::Etc::preferences": "none",
+        "Dir::Etc::preferencesparts": "none",
+    }
+    options = ["-q", "-o", "APT::Sandbox::User=root"]
+    for name, place in places.items():
+        options += ["-o", f"{name}={scratch / place}"]
+    _run(["apt-get", "update", *options], scratch)
+    install = ["--yes", "--download-only", "--no-install-recommends"]
+    _run(["apt-get", "install", *options, *install, "qemu-system-x86", "dash", "iproute2", "python3"], scratch)
+    return sorted((scratch / "archives").glob("*.deb"))
+
+
 def _download(destination: Path) -> None:
     """Download and unpack into `destination`, which comes into being complete or not at all."""
     with tempfile.TemporaryDirectory(dir=CACHE) as directory:
@@ -120,7 +169,7 @@ def _packages(scratch: Path) -> dict[str, list[Path]]:
 
 
 def _unpack(archives: list[Path], tree: Path) -> None:
-    for name in ("bin", "lib", "sbin"):
+    for name in ("bin", "lib", "lib64", "sbin"):
         (tree / "usr" / name).mkdir(parents=True)
         (tree / name).symlink_to(f"usr/{name}")
     for archive in archives:
