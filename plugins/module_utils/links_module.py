@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common import respawn
 
-from .links.host import NoNamespace
-from .links.kernel import Kernel, NoLibrary, Outcome, imagine
-from .links.model import ArgumentSpec, Bridge, Tap
+from .links.host import Holder, NoNamespace, tap_holders
+from .links.kernel import Inspection, Kernel, NoLibrary, Outcome, imagine
+from .links.model import TAP, ArgumentSpec, Bridge, Tap
 from .links.plan import make_plan
 
 # Options of a task, beside those of its bridges and taps.
 TASK_OPTIONS: ArgumentSpec = {"netns": {"type": "str"}}
+# Those of a module that tells of links.
+INFO_OPTIONS: ArgumentSpec = {"name": {"type": "list", "elements": "str"}, **TASK_OPTIONS}
 
 # Where distributions install Python packages for: EL's own Python, then everybody's.
 _SYSTEM_PYTHONS = ("/usr/libexec/platform-python", "/usr/bin/python3")
@@ -44,6 +46,25 @@ def reconcile(
         module.warn(f"{error} Check mode assumes an empty one, but for the links to build on.")
         plan = make_plan(bridges, imagine(bridges, taps), taps)
         return Outcome(plan, plan.after)
+
+
+def inspect(module: AnsibleModule, kind: str) -> tuple[Inspection, dict[str, list[Holder]]]:
+    """What is to be known of the bridges or taps that a task asks for, and who holds taps; raises LinksError.
+
+    Where this Python lacks pyroute2 and it is needed, the module starts again under one that has it.
+    """
+    try:
+        with Kernel(module.params["netns"]) as links:
+            inspection = links.inspect(kind, module.params["name"])
+            return inspection, tap_holders() if kind == TAP and inspection.names else {}
+    except NoLibrary:
+        _respawn()
+        raise
+    except NoNamespace as error:
+        if not module.check_mode:
+            raise
+        module.warn(f"{error} Check mode assumes an empty one.")
+        return Inspection(), {}
 
 
 def _respawn() -> None:

@@ -31,10 +31,13 @@ import pytest
 from support.qemu import Debian, fetch, initramfs
 
 # By the name of a feature, what only a kernel that has it accepts from `ip`, in an empty network namespace.
-FEATURES = {"vlan_filtering": "link add name br0 type bridge vlan_filtering 1"}
+FEATURES = {
+    "vlan_filtering": "link add name br0 type bridge vlan_filtering 1",
+    "bond": "link add name bond0 type bond",
+}
 
 # What the guest's root takes of its kernel, then what the tests use.
-_MODULES = ["virtio_pci", "virtiofs", "overlay", "bridge", "tun", "veth"]
+_MODULES = ["virtio_pci", "virtiofs", "overlay", "bridge", "tun", "veth", "bonding"]
 # MiB; the largest test takes a third of it.
 _MEMORY = 1024
 # Set in the guest.

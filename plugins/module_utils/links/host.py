@@ -1,18 +1,21 @@
 # Copyright: the hostnet.qemu authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the links' code needs of the host besides rtnetlink: its machine id, network namespaces, sysfs."""
+"""What the links' code needs of the host besides rtnetlink: its machine id, network namespaces, processes, sysfs."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import errno
+import fcntl
 import grp
 import os
 import pwd
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from .model import LinksError
 
@@ -20,8 +23,11 @@ from .model import LinksError
 NET_ADDR_SET = 3
 # <sched.h>
 CLONE_NEWNET = 0x40000000
-# <asm-generic/unistd.h>, since Linux 5.2; x86, Arm, POWER, s390 and RISC-V share the numbers
+# <asm-generic/unistd.h>, since Linux 5.2, 5.3 and 5.6; x86, Arm, POWER, s390 and RISC-V share the numbers
 _NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT = 430, 431, 432
+_NR_PIDFD_OPEN, _NR_PIDFD_GETFD = 434, 438
+# <linux/if_tun.h>: _IO('T', 227), since Linux 5.8; <asm/ioctl.h> of POWER numbers directions in its own way
+TUNGETDEVNETNS = (1 << 29 if os.uname().machine.startswith("ppc") else 0) | 0x54 << 8 | 227
 # <linux/mount.h>
 FSOPEN_CLOEXEC = 1
 FSMOUNT_CLOEXEC = 1
@@ -63,6 +69,91 @@ def user_id(name: str) -> int:
 def group_id(name: str) -> int:
     """The id of a group of this host; raises KeyError."""
     return grp.getgrnam(name).gr_gid
+
+
+def user_name(uid: int) -> str | None:
+    """The name of a user of this host; None if the id has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return None
+
+
+def group_name(gid: int) -> str | None:
+    """The name of a group of this host; None if the id has none."""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except (KeyError, OverflowError):
+        return None
+
+
+class Holder(NamedTuple):
+    """A process that is attached to a tap: its id, its name, and the user that it runs as, by name or else by id."""
+
+    pid: int
+    command: str
+    user: str
+
+
+def tap_holders() -> dict[str, list[Holder]]:
+    """The processes that are attached to taps of the network namespace that we are in, by the taps' names.
+
+    The kernel tells in /proc/PID/fdinfo/FD which device a descriptor of /dev/net/tun is attached to
+    (tun_chr_show_fdinfo() in drivers/net/tun.c). Processes that we may not look into are passed over.
+    """
+    found: dict[str, list[Holder]] = {}
+    home = os.stat("/proc/thread-self/ns/net")
+    for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
+        # It may end at any time.
+        with contextlib.suppress(OSError):
+            names = _attached(pid, home)
+            if names:
+                holder = _holder(pid)
+                for name in names:
+                    found.setdefault(name, []).append(holder)
+    return found
+
+
+def _attached(pid: int, home: os.stat_result) -> set[str]:
+    """The devices of the network namespace `home` that a process is attached to."""
+    names = set()
+    for descriptor in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            # The target is not looked at: a file system that hangs must not stop us.
+            if "/tun" not in os.readlink(f"/proc/{pid}/fd/{descriptor}"):
+                continue
+            information = Path(f"/proc/{pid}/fdinfo/{descriptor}").read_bytes()
+            device = re.search(rb"^iff:\t(.+)$", information, re.MULTILINE)
+            if device and os.path.samestat(_namespace_of(pid, int(descriptor)), home):
+                names.add(os.fsdecode(device[1]))
+    return names
+
+
+def _namespace_of(pid: int, descriptor: int) -> os.stat_result:
+    """The network namespace of the tap behind a descriptor of a process, which may be in another one itself.
+
+    Where the kernel can't tell, or not to us, the one that the process is in.
+    """
+    process = duplicate = network = -1
+    try:
+        process = _libc.syscall(_NR_PIDFD_OPEN, pid, 0)
+        if process >= 0:
+            duplicate = _libc.syscall(_NR_PIDFD_GETFD, process, descriptor, 0)
+        if duplicate >= 0:
+            with contextlib.suppress(OSError):
+                network = fcntl.ioctl(duplicate, TUNGETDEVNETNS)
+        return os.stat(f"/proc/{pid}/ns/net") if network < 0 else os.fstat(network)
+    finally:
+        for each in (process, duplicate, network):
+            if each >= 0:
+                os.close(each)
+
+
+def _holder(pid: int) -> Holder:
+    command = Path(f"/proc/{pid}/comm").read_bytes().rstrip(b"\n")
+    # Real, effective, saved and file system's. The directory's owner is root's for some of a user's processes.
+    uid = int(re.findall(rb"^Uid:\t([0-9]+)", Path(f"/proc/{pid}/status").read_bytes(), re.MULTILINE)[0])
+    return Holder(pid, command.decode("utf-8", "backslashreplace"), user_name(uid) or str(uid))
 
 
 class Sysfs:

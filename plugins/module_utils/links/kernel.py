@@ -21,16 +21,18 @@ import shlex
 import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..tapfd import tuntap
 from . import guard
+from .facts import Details, Learned
 from .host import Sysfs, errno_words, namespace
 from .model import (
     ADDRESS,
     ALIAS,
+    BRIDGE,
     BRIDGE_OPTIONS,
     GROUP,
     IPV6,
@@ -76,6 +78,9 @@ from .rtnetlink import (
     IFF_LOOPBACK,
     IFF_UP,
     IFLA_AF_SPEC,
+    IFLA_BR_BRIDGE_ID,
+    IFLA_BR_ROOT_ID,
+    IFLA_BRPORT_STATE,
     IFLA_CARRIER,
     IFLA_EXT_MASK,
     IFLA_IFNAME,
@@ -101,6 +106,7 @@ from .rtnetlink import (
     RTM_DELLINK,
     RTM_GETADDR,
     RTM_GETLINK,
+    RTM_GETNEIGH,
     RTM_GETROUTE,
     RTM_NEWADDR,
     RTM_NEWLINK,
@@ -110,11 +116,14 @@ from .rtnetlink import (
     Refusal,
     Rtnetlink,
     attribute,
+    learned,
     link_request,
+    neighbours_request,
     nested,
     number,
     option_attribute,
     option_values,
+    statistics,
     text,
 )
 
@@ -304,6 +313,40 @@ def _holder(tun: Attributes, carrier: bool) -> str:
     return "a tap with a carrier" if carrier else ""
 
 
+def _is(kind: str, message: LinkMessage) -> bool:
+    """Whether a message is on a bridge, or on a tap."""
+    of_kernel = text(nested(message.attributes.get(IFLA_LINKINFO)).get(IFLA_INFO_KIND, b""))
+    return of_kernel == "bridge" if kind == BRIDGE else of_kernel == "tun" and message.type == ARPHRD_ETHER
+
+
+def _details(message: LinkMessage, tables: Sequence[Learned]) -> Details:
+    """What a message tells of a link besides its options."""
+    information = nested(message.attributes.get(IFLA_LINKINFO))
+    data, port = nested(information.get(IFLA_INFO_DATA)), nested(information.get(IFLA_INFO_SLAVE_DATA))
+    kind, of_bridge = information.get(IFLA_INFO_KIND, b""), information.get(IFLA_INFO_SLAVE_KIND, b"")
+    is_bridge, is_tun = text(kind) == "bridge", text(kind) == "tun"
+    return Details(
+        index=message.index,
+        carrier=bool(number(message.attributes.get(IFLA_CARRIER))),
+        statistics=statistics(message),
+        port_state=_PORT_STATES.get(number(port.get(IFLA_BRPORT_STATE)), "") if text(of_bridge) == "bridge" else "",
+        bridge_id=_bridge_id(data.get(IFLA_BR_BRIDGE_ID)) if is_bridge else "",
+        root_id=_bridge_id(data.get(IFLA_BR_ROOT_ID)) if is_bridge else "",
+        queues=number(data.get(IFLA_TUN_NUM_QUEUES)) if is_tun else 0,
+        disabled_queues=number(data.get(IFLA_TUN_NUM_DISABLED_QUEUES)) if is_tun else 0,
+        learned=tuple(sorted(tables)),
+    )
+
+
+def _bridge_id(payload: bytes | None) -> str:
+    """A struct ifla_bridge_id of <linux/if_link.h>, two bytes of priority and a MAC address, as iproute2 writes it."""
+    return f"{payload[:2].hex()}.{payload[2:].hex(':')}" if payload else ""
+
+
+# <linux/if_bridge.h>: BR_STATE_*
+_PORT_STATES = dict(enumerate(("disabled", "listening", "learning", "forwarding", "blocking")))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading and changing links
 
@@ -314,6 +357,18 @@ class Outcome:
 
     plan: Plan
     after: Network
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All bridges, or all taps, or those of them that were asked for: their `names`, and what is known of them.
+
+    `network` holds them and what they are seen with: the ports of bridges, the masters of taps.
+    """
+
+    names: tuple[str, ...] = ()
+    network: Network = field(default_factory=Network)
+    details: Mapping[str, Details] = field(default_factory=dict)
 
 
 class Kernel:
@@ -453,11 +508,55 @@ class Kernel:
             )
         return {message.name: message}
 
-    def _dump(self, master: int = 0) -> list[LinkMessage]:
+    def inspect(self, kind: str, names: Iterable[str] | None = None) -> Inspection:
+        """What is to be known of all bridges or taps (BRIDGE, TAP), or of those among `names`; raises LinksError."""
+        wanted = None if names is None else set(names)
+        messages = {message.index: message for message in self._dump(with_statistics=True)}
+        found = {
+            index: message
+            for index, message in messages.items()
+            if _is(kind, message) and (wanted is None or message.name in wanted)
+        }
+        if not found:
+            return Inspection()
+        addresses: dict[int, tuple[Address, ...]] = {}
+        if kind == BRIDGE:
+            seen = {index: message for index, message in messages.items() if message.master in found}
+            addresses = self._addresses(set(found))
+        else:
+            masters = {message.master for message in found.values()}
+            seen = {index: message for index, message in messages.items() if index in masters}
+        by_index = {index: message.name for index, message in messages.items()}
+        network, details = Network(), {}
+        tables = self._learned(by_index)
+        for index, message in {**found, **seen}.items():
+            link = self._link(message, by_index, False, addresses.get(index, ()))
+            if index in found:
+                link = replace(link, mac_pinned=self._sysfs.mac_pinned(link.name, index))
+            network.put(link)
+            details[link.name] = _details(message, tables.get(index, ()))
+        return Inspection(tuple(sorted(by_index[index] for index in found)), network, details)
+
+    def _learned(self, names: Mapping[int, str]) -> dict[int, list[Learned]]:
+        """What bridges have learned, by the index of the bridge and of the port that it was learned from."""
+        try:
+            answers = self._socket.ask(RTM_GETNEIGH, NLM_F_DUMP, neighbours_request())
+        except Refusal as refusal:
+            raise _failure("list the addresses that bridges have learned", "bridge fdb show", refusal) from None
+        found: dict[int, list[Learned]] = {}
+        for entry in filter(None, map(learned, answers)):
+            address = Learned(entry.mac, names.get(entry.port, ""), entry.vlan)
+            for index in (entry.bridge, entry.port):
+                found.setdefault(index, []).append(address)
+        return found
+
+    def _dump(self, master: int = 0, *, with_statistics: bool = False) -> list[LinkMessage]:
         """The messages on all links, or on those that belong to the link with the index `master`."""
         query = [attribute(IFLA_MASTER, U32.pack(master))] if master else []
+        if not with_statistics:
+            query.append(_WITHOUT_STATISTICS)
         try:
-            answers = self._socket.ask(RTM_GETLINK, NLM_F_DUMP, link_request(0, *query, _WITHOUT_STATISTICS))
+            answers = self._socket.ask(RTM_GETLINK, NLM_F_DUMP, link_request(0, *query))
         except Refusal as refusal:
             raise _failure("list the links", "ip link show", refusal) from None
         messages = [LinkMessage(answer) for answer in answers]

@@ -696,6 +696,92 @@ def describe(network: Network, name: str) -> dict[str, Any]:
     return state
 
 
+def settable_tap(network: Network, name: str) -> dict[str, Any] | None:
+    """The options that make the tap `name` anew as it is, and that a task which gives them finds as they should be.
+
+    What the options can't say is left out, and so is a MAC address that nobody has set. None if there is nothing that a
+    task could do: the tap ends with its user, or its name is refused.
+    """
+    tap = network[name]
+    if not tap.persistent or not _valid(link_name, name, "name"):
+        return None
+    options: dict[str, Any] = {"name": name}
+    options.update(_written(tap, (*TAP_LINK_OPTIONS, MULTI_QUEUE, VNET_HDR, PACKET_INFO)))
+    for option in (OWNER, GROUP):
+        given = tap.settings.get(option.name, NOBODY)
+        options[option.name] = "" if given == NOBODY else str(given)
+    master = network.get(tap.master)
+    if master is None:
+        options["bridge"] = ""
+    elif master.is_bridge and _valid(link_name, master.name, "bridge"):
+        options["bridge"] = master.name
+        options.update(_written(tap, TAP_PORT_OPTIONS))
+    return options
+
+
+def settable(network: Network, name: str) -> dict[str, Any] | None:
+    """The options that make the bridge `name` anew as it is, and that a task which gives them finds as they should be.
+
+    What the options can't say is left out. So is what the bridge takes from its ports: a MAC address that nobody has
+    set, and an MTU that is the smallest of theirs. None if the name is one that tasks refuse. `network` holds all of
+    its ports.
+    """
+    bridge = network[name]
+    if not _valid(link_name, name, "name"):
+        return None
+    options: dict[str, Any] = {"name": name}
+    options.update(_written(bridge, (*LINK_OPTIONS, *BRIDGE_OPTIONS)))
+    ports = network.ports(name)
+    # br_mtu_min() in net/bridge/br_if.c
+    if bridge.settings.get(MTU.name) == min((port.settings[MTU.name] for port in ports), default=MTU.default):
+        options.pop(MTU.name, None)
+    lowest, highest = STP_FORWARD_DELAY
+    if bridge.settings.get(STP.name) and not lowest <= int(bridge.settings[FORWARD_DELAY.name]) <= highest:
+        # The root of a spanning tree dictates its delay to other bridges, and any. No task can ask for that.
+        for option in (STP, FORWARD_DELAY):
+            options.pop(option.name, None)
+    options["ports"] = [port.name for port in ports if port.persistent and _valid(link_name, port.name, "ports")]
+    options["addresses"] = [str(address) for address in _in_order_of_addition(bridge) if _writable(address)]
+    return options
+
+
+def _written(link: Link, options: Iterable[Option]) -> dict[str, Any]:
+    """Those of `options` that the link has, and that can be given as they are."""
+    written: dict[str, Any] = {}
+    for option in options:
+        value = link.settings.get(option.name)
+        if value is None or (option is ADDRESS and not link.mac_pinned):
+            continue
+        told = option.report(value)
+        if _valid(option.parse, told, link.name):
+            written[option.name] = told
+    return written
+
+
+def _in_order_of_addition(link: Link) -> list[Address]:
+    """Its static addresses in an order that leads to the kernel's own, by which it chooses among them.
+
+    Fact: inet_insert_ifa() in net/ipv4/devinet.c puts a new address at the end, ipv6_link_dev_addr() in
+    net/ipv6/addrconf.c before the others of its scope.
+    """
+    static = link.static_addresses
+    return [each for each in static if not each.ipv6] + [each for each in reversed(static) if each.ipv6]
+
+
+def _writable(address: Address) -> bool:
+    """Whether the address as text is taken for the same one."""
+    return _valid(Address.parse, address, "") and Address.parse(address, "").key == address.key
+
+
+def _valid(parse: Callable[[Any, str], object], value: object, what: str) -> bool:
+    """Whether `parse` takes the value."""
+    try:
+        parse(value, what)
+    except BadValue:
+        return False
+    return True
+
+
 def write_addresses(addresses: Iterable[Address]) -> list[str]:
     """Addresses as the administrator would write them, in the order of their numbers, IPv4 first."""
     return [str(address) for address in sorted(addresses, key=lambda each: (each.ipv6, each.packed))]

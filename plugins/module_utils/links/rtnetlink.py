@@ -15,7 +15,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator
-from typing import Union
+from typing import NamedTuple, Union
 
 from .model import Option, Value
 
@@ -48,6 +48,7 @@ _NLA_TYPE_MASK = 0x3FFF
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_GETROUTE = 26
+RTM_GETNEIGH = 30
 RT_TABLE_MAIN = 254
 RTEXT_FILTER_SKIP_STATS = 8
 # struct ifinfomsg: family, type, index, flags, change
@@ -58,6 +59,17 @@ IFF_LOOPBACK = 0x8
 # <linux/if_arp.h>
 ARPHRD_ETHER = 1
 
+# <linux/neighbour.h>
+_NDA_LLADDR = 2
+_NDA_VLAN = 5
+_NDA_MASTER = 9
+_NUD_NOARP = 0x40
+_NUD_PERMANENT = 0x80
+# struct ndmsg: family, index, state, flags, type
+_NDMSG = struct.Struct("=BxxxiHBB")
+# <bits/socket.h>
+_AF_BRIDGE = 7
+
 # <linux/if_link.h>
 IFLA_ADDRESS = 1
 IFLA_IFNAME = 3
@@ -66,6 +78,7 @@ IFLA_MASTER = 10
 IFLA_TXQLEN = 13
 IFLA_LINKINFO = 18
 IFLA_IFALIAS = 20
+IFLA_STATS64 = 23
 IFLA_AF_SPEC = 26
 IFLA_EXT_MASK = 29
 IFLA_CARRIER = 33
@@ -75,9 +88,25 @@ IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
 IFLA_INFO_SLAVE_KIND = 4
 IFLA_INFO_SLAVE_DATA = 5
+IFLA_BR_ROOT_ID = 10
+IFLA_BR_BRIDGE_ID = 11
+IFLA_BRPORT_STATE = 1
 IFLA_TUN_PERSIST = 6
 IFLA_TUN_NUM_QUEUES = 8
 IFLA_TUN_NUM_DISABLED_QUEUES = 9
+
+# The first members of struct rtnl_link_stats64
+_COUNTERS = (
+    "rx_packets",
+    "tx_packets",
+    "rx_bytes",
+    "tx_bytes",
+    "rx_errors",
+    "tx_errors",
+    "rx_dropped",
+    "tx_dropped",
+)
+_STATISTICS = struct.Struct(f"={len(_COUNTERS)}Q")
 
 U8, U16, U32 = struct.Struct("=B"), struct.Struct("=H"), struct.Struct("=I")
 
@@ -293,3 +322,37 @@ class LinkMessage:
     def master(self) -> int:
         """The index of the link that this one belongs to, 0 for none."""
         return number(self.attributes.get(IFLA_MASTER))
+
+
+class Neighbour(NamedTuple):
+    """An address that a bridge forwards frames to: the indexes of the port and of the bridge, the VLAN (0: none)."""
+
+    mac: str
+    port: int
+    bridge: int
+    vlan: int
+
+
+def neighbours_request() -> bytes:
+    """The body of a message that asks for the forwarding tables of all bridges."""
+    return _NDMSG.pack(_AF_BRIDGE, 0, 0, 0, 0)
+
+
+def learned(message: bytes) -> Neighbour | None:
+    """The entry of a forwarding table that a message tells, if the bridge has learned it from a frame.
+
+    Others are the own addresses of ports, those that an administrator has written, and those that network cards filter
+    by: fdb_to_nud() and fdb_fill_info() in net/bridge/br_fdb.c.
+    """
+    _family, port, state, _flags, _type = _NDMSG.unpack_from(message, _HEADER.size)
+    told = dict(_attributes(message, _HEADER.size + _NDMSG.size))
+    if state & (_NUD_NOARP | _NUD_PERMANENT) or _NDA_MASTER not in told or _NDA_LLADDR not in told:
+        return None
+    vlan = U16.unpack_from(told[_NDA_VLAN])[0] if _NDA_VLAN in told else 0
+    return Neighbour(told[_NDA_LLADDR].hex(":"), port, number(told[_NDA_MASTER]), vlan)
+
+
+def statistics(message: LinkMessage) -> dict[str, int]:
+    """The counters of a link, which have 64 bits, by the names of struct rtnl_link_stats64 in <linux/if_link.h>."""
+    payload = message.attributes.get(IFLA_STATS64, bytes(_STATISTICS.size))
+    return dict(zip(_COUNTERS, _STATISTICS.unpack_from(payload)))

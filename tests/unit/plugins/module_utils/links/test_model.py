@@ -14,15 +14,19 @@ from ansible_collections.hostnet.qemu.plugins.module_utils.links.model import (
     AGEING_TIME,
     FORWARD_DELAY,
     MTU,
+    NOBODY,
     STP,
     Address,
     BadValue,
     Bridge,
     Link,
     Network,
+    Value,
     bridge_argument_spec,
     describe,
     link_name,
+    settable,
+    settable_tap,
     stable_mac,
     unicast_mac,
 )
@@ -31,6 +35,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 MACHINE = "0123456789abcdef0123456789abcdef"
+MAC = "02:00:00:00:00:01"
 
 
 def parse(**arguments: object) -> Bridge:
@@ -282,3 +287,53 @@ def test_description_leaves_out_what_no_task_brings_about() -> None:
     assert description["addresses"] == ["10.0.0.1 peer 10.0.0.2/32", "192.0.2.1/24"]
     assert (description["forward_delay"], description["ageing_time"]) == (15.0, None)
     assert describe(network, "br1") == {"name": "br1", "state": "absent"}
+
+
+def test_what_can_be_set_of_a_tap_of_a_bond() -> None:
+    """The module tap leaves such a tap where it is, so nothing is said of a bridge and of ports."""
+    has = {"up": True, "mtu": 1500, "owner": NOBODY, "group": 1000, "isolated": True}
+    network = Network([Link("bond0", "bond"), Link("tap0", "tun", has, master="bond0")])
+    assert settable_tap(network, "tap0") == {"name": "tap0", "up": True, "mtu": 1500, "owner": "", "group": "1000"}
+
+
+@pytest.mark.parametrize(
+    ("pinned", "mtu", "told"),
+    [
+        (True, 1500, {"mac": MAC, "mtu": 1500}),
+        (False, 1400, {}),
+        # Nobody can tell.
+        (None, 1400, {}),
+    ],
+)
+def test_what_follows_from_the_ports_can_not_be_set(pinned: bool | None, mtu: int, told: dict[str, object]) -> None:
+    bridge = Link("br0", "bridge", {"mac": MAC, "mtu": mtu}, mac_pinned=pinned)
+    network = Network([bridge, Link("p1", settings={"mtu": 1400}, master="br0"), Link("p2", settings={"mtu": 1300})])
+    assert settable(network, "br0") == {"name": "br0", "ports": ["p1"], "addresses": [], **told}
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"stp": True, "forward_delay": 200}, {"stp": True, "forward_delay": 2.0}),
+        # As the root of the tree dictates.
+        ({"stp": True, "forward_delay": 199}, {}),
+        ({"stp": False, "forward_delay": 0}, {"stp": False, "forward_delay": 0.0}),
+        ({"hello_time": 99, "max_age": 4001}, {}),
+        ({"alias": "two\nlines"}, {}),
+        ({"alias": "not \udcff"}, {}),
+        ({"group_fwd_mask": 7}, {}),
+    ],
+)
+def test_what_the_modules_refuse_can_not_be_set(settings: dict[str, Value], told: dict[str, object]) -> None:
+    network = Network([Link("br0", "bridge", settings)])
+    assert settable(network, "br0") == {"name": "br0", "ports": [], "addresses": [], **told}
+
+
+@pytest.mark.parametrize("name", ["br\x01", "br\udcff"])
+def test_links_with_names_that_the_modules_refuse_can_not_be_set(name: str) -> None:
+    network = Network([Link(name, "bridge"), Link("br0", "bridge"), Link("p\x01", master="br0", settings={"mtu": 9})])
+    assert settable(network, name) is None
+    assert settable(network, "br0") == {"name": "br0", "ports": [], "addresses": []}
+    network = Network([Link(name, "bridge"), Link("tap0", "tun", master=name), Link(f"t{name}", "tun")])
+    assert settable_tap(network, "tap0") == {"name": "tap0", "owner": "", "group": ""}
+    assert settable_tap(network, f"t{name}") is None
