@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import ipaddress
 import os
 import shlex
 import socket
@@ -793,8 +794,9 @@ def _address(message: Any) -> Address:
     """An address from the kernel's message on it."""
     # The attribute is wider than the field of the header, and missing on old kernels.
     flags = message.get_attr("IFA_FLAGS") or message["flags"]
-    far = message.get_attr("IFA_ADDRESS")
-    local = message.get_attr("IFA_LOCAL") or far
+    # As Python writes them: the C library has its own way with those that hold an IPv4 address, ::ffff:192.0.2.1.
+    far = str(ipaddress.ip_address(message.get_attr("IFA_ADDRESS")))
+    local = str(ipaddress.ip_address(message.get_attr("IFA_LOCAL") or far))
     lifetime = message.get_attr("IFA_CACHEINFO") or {}
     return Address(
         ip=local,

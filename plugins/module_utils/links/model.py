@@ -741,7 +741,7 @@ def settable(network: Network, name: str) -> dict[str, Any] | None:
         for option in (STP, FORWARD_DELAY):
             options.pop(option.name, None)
     options["ports"] = [port.name for port in ports if port.persistent and _valid(link_name, port.name, "ports")]
-    options["addresses"] = [str(address) for address in _in_order_of_addition(bridge) if _writable(address)]
+    options["addresses"] = [str(each) for each in _in_order_of_addition(bridge) if _valid(Address.parse, each, "")]
     return options
 
 
@@ -766,11 +766,6 @@ def _in_order_of_addition(link: Link) -> list[Address]:
     """
     static = link.static_addresses
     return [each for each in static if not each.ipv6] + [each for each in reversed(static) if each.ipv6]
-
-
-def _writable(address: Address) -> bool:
-    """Whether the address as text is taken for the same one."""
-    return _valid(Address.parse, address, "") and Address.parse(address, "").key == address.key
 
 
 def _valid(parse: Callable[[Any, str], object], value: object, what: str) -> bool:

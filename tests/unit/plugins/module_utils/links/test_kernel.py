@@ -509,6 +509,12 @@ def test_an_address_that_went_away_by_itself(sandbox: Sandbox) -> None:
         assert len(links.reconcile([desired]).plan.operations) == 1
 
 
+@pytest.mark.parametrize("address", ["::ffff:192.0.2.77/128", "::192.0.2.77/96", "2001:DB8:0::7/64"])
+def test_an_address_is_known_again_however_it_is_written(sandbox: Sandbox, address: str) -> None:
+    assert apply(bridge(addresses=[address])).plan.steps
+    assert not apply(bridge(addresses=[address])).plan.steps
+
+
 def test_ipv6_turned_off(sandbox: Sandbox) -> None:
     ip("link", "add", "br0", "type", "bridge")
     Path("/proc/sys/net/ipv6/conf/br0/disable_ipv6").write_text("1")
