@@ -47,10 +47,11 @@ _BRIDGE = r"""
   force:
     description:
       - Do what cuts somebody off. Remove a bridge although guests hold taps on it, and take links that O(ports) lists
-        away from another bridge.
+        away from another bridge. Change O(vlan_default_pvid) of a bridge that filters VLANs and has ports.
       - A guest holds a tap which is not persistent, or has a carrier, or has a queue in use.
       - Also put links that carry the connection of Ansible on or off a bridge, delete them, take them down, or change
-        their MAC address, MTU or addresses. Those are the link with the server's address of E(SSH_CONNECTION), the one
+        their MAC address, MTU or addresses, or filter VLANs on a bridge among them so that the host's frames without a
+        tag do not reach its ports. Those are the link with the server's address of E(SSH_CONNECTION), the one
         that leads to its client, and the ports of these if they are bridges; without an SSH connection the links of the
         default routes. It is looked for in the namespace of the connection only.
     type: bool
@@ -153,6 +154,35 @@ _BRIDGE = r"""
       - V(0x4000), bit 14, forwards LLDP, and V(0x8), bit 3, 802.1X.
       - Bits 0, 1 and 2 are refused, because the kernel never forwards these.
     type: int
+  vlan_filtering:
+    description:
+      - Whether the bridge keeps VLANs (IEEE 802.1Q) apart, so that a frame comes from and goes to only those ports that
+        are members of its VLAN (C(IFLA_BR_VLAN_FILTERING)). A fresh bridge forwards everything to everybody.
+      - A port that nobody gave VLANs is a member of O(vlan_default_pvid), so turning this on leaves the ports together.
+        Those of a tap are options of M(hostnet.qemu.tap). Other ports keep what they have.
+      - It is turned on when all else is done, so that the ports have their VLANs when it begins to matter.
+      - The kernel needs C(CONFIG_BRIDGE_VLAN_FILTERING), which distributions have.
+    type: bool
+  vlan_default_pvid:
+    description:
+      - The VLAN of ports that nobody gave one, for frames without a tag, 1 to 4094 (C(IFLA_BR_VLAN_DEFAULT_PVID)). A
+        fresh bridge has 1. With 0, new ports are members of no VLAN, and carry nothing while the bridge filters.
+      - The bridge itself is one of these ports, so this is also the VLAN of the host's own frames without a tag.
+      - A port that has the old value as its VLAN for such frames gets the new one instead, unless it is a member of
+        that already. If the old value is 0, all those do that are no members of it yet.
+      - The kernel changes it only while O(vlan_filtering) is off. On a bridge that filters and has ports, the task
+        fails unless O(force=true). Filtering is then off for a moment, in which the ports reach each other across all
+        VLANs.
+    type: int
+  vlans:
+    description:
+      - The VLANs that the host itself is a member of with a tag, as VLAN links such as C(br0.100) on top of the bridge
+        need it. Numbers and ranges, such as V(100) and V(110-120), 1 to 4094.
+      - The list is the whole list. A VLAN that it does not name is taken away. An empty list takes them all.
+      - The VLAN that the host has without a tag, see O(vlan_default_pvid), is not touched, listed or not.
+      - It is refused for a bridge that does not filter VLANs, because it would do nothing there.
+    type: list
+    elements: str
   addresses:
     description:
       - IPv4 and IPv6 addresses of the bridge with their prefix lengths, such as V(192.0.2.1/24) and V(2001:db8::1/64).
@@ -315,6 +345,33 @@ _TAP = r"""
       - The priority of the tap among the ports in the Spanning Tree Protocol, 0 to 63 (C(IFLA_BRPORT_PRIORITY)). A new
         port has 32.
     type: int
+  pvid:
+    description:
+      - The VLAN of frames that come from the tap without a tag, 1 to 4094 (C(BRIDGE_VLAN_INFO_PVID)). With 0, such
+        frames are dropped.
+      - On a new port it is the C(vlan_default_pvid) of the bridge.
+      - With O(pvid) alone, O(untagged) is this VLAN and no other, unless O(tagged) lists it. So the guest is in this
+        VLAN, without knowing of it, and leaves what it was in without a tag before.
+      - This option, O(untagged) and O(tagged) need a bridge that filters VLANs. On another one they would do nothing,
+        and are refused. See O(hostnet.qemu.bridge#module:vlan_filtering).
+    type: int
+  untagged:
+    description:
+      - The VLANs whose frames go to the tap without a tag. Numbers and ranges, such as V(100) and V(110-120), 1 to
+        4094.
+      - The list is the whole list. A VLAN that it does not name is taken from the tap, or moves to O(tagged) if that
+        lists it. An empty list takes them all.
+      - The tap must be a member of its O(pvid), untagged or tagged, so give both where one changes.
+    type: list
+    elements: str
+  tagged:
+    description:
+      - The VLANs whose frames go to the tap with their tag, for a guest that tells them apart. Numbers and ranges as in
+        O(untagged), in which they can't be as well.
+      - The list is the whole list. A VLAN that it does not name is taken from the tap, or moves to O(untagged) if that
+        lists it. An empty list takes them all.
+    type: list
+    elements: str
 """
 
 

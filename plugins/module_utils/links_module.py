@@ -79,5 +79,8 @@ def _respawn() -> None:
 def commands(module: AnsibleModule, outcome: Outcome) -> list[str]:
     """The operations of a task as commands of iproute2, in the task's namespace."""
     netns = module.params["netns"]
-    prefix = f"ip -n {netns} " if netns else "ip "
-    return [prefix + operation.partition(" ")[2] for operation in outcome.plan.operations]
+    # Each begins with the program, `ip` or `bridge`, which both take this option.
+    return [
+        f"{program} -n {netns} {words}" if netns else f"{program} {words}"
+        for program, _blank, words in (operation.partition(" ") for operation in outcome.plan.operations)
+    ]

@@ -93,6 +93,14 @@ EXAMPLES = r"""
     multicast_querier: true
     alias: guests of the lab
 
+- name: Keep VLANs apart, and be on two of them as a host, besides VLAN 1 without a tag
+  hostnet.qemu.bridge:
+    name: br0
+    vlan_filtering: true
+    vlans:
+      - 100
+      - 110
+
 - name: Make a bridge in another network namespace
   hostnet.qemu.bridge:
     name: br0
@@ -205,6 +213,22 @@ bridge:
       type: int
       returned: when the bridge is present
       sample: 0
+    vlan_filtering:
+      description: Whether the bridge keeps VLANs apart.
+      type: bool
+      returned: when the bridge is present
+      sample: true
+    vlan_default_pvid:
+      description: The VLAN of ports that nobody gave one; V(null) on a kernel without VLAN filtering.
+      type: int
+      returned: when the bridge is present
+      sample: 1
+    vlans:
+      description: The VLANs of the host with a tag, as the shortest list; V(null) if the bridge does not filter VLANs.
+      type: list
+      elements: str
+      returned: when the bridge is present
+      sample: ["100", "110-120"]
     addresses:
       description: The addresses, except for link-local ones and those that somebody renews.
       type: list

@@ -79,6 +79,21 @@ EXAMPLES = r"""
     isolated: true
     guard: true
 
+- name: Put a guest into VLAN 10, which it sees as its network without tags
+  hostnet.qemu.tap:
+    name: tap0
+    bridge: br0
+    pvid: 10
+
+- name: Give a router's guest the tags of many VLANs, and none without a tag
+  hostnet.qemu.tap:
+    name: tap2
+    bridge: br0
+    pvid: 0
+    tagged:
+      - 10
+      - 100-199
+
 - name: Take a tap off its bridge
   hostnet.qemu.tap:
     name: tap1
@@ -209,6 +224,25 @@ tap:
       type: int
       returned: when the tap is present
       sample: 32
+    pvid:
+      description:
+        - The VLAN of frames from the tap without a tag, 0 for none.
+        - V(null) if it is not on a bridge that filters VLANs, like RV(tap.untagged) and RV(tap.tagged).
+      type: int
+      returned: when the tap is present
+      sample: 10
+    untagged:
+      description: The VLANs whose frames go there without a tag, as the shortest list.
+      type: list
+      elements: str
+      returned: when the tap is present
+      sample: ["10"]
+    tagged:
+      description: The VLANs whose frames go there with a tag, as the shortest list.
+      type: list
+      elements: str
+      returned: when the tap is present
+      sample: ["20", "30-39"]
 operations:
   description:
     - What was done, or in check mode would be done, in order, each as the command of iproute2 that does the same.

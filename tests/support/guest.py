@@ -112,6 +112,9 @@ class _Outside:
         """Pick the guest's tests, and move them to the end: pytest sets up and takes down between those of here."""
         there = [item for item in items if not all(map(kernel_has, _features(item)))]
         self._tests = [item.nodeid for item in there]
+        for item in there:
+            # Beyond that which the test has there, and the start of the guest.
+            item.add_marker(pytest.mark.timeout(2 * float(self._config.getini("timeout"))))
         items[:] = [*(item for item in items if item not in there), *there]
 
     @pytest.hookimpl(tryfirst=True)
@@ -178,7 +181,8 @@ class Guest:
                 )
             self._qemu = subprocess.Popen(
                 [
-                    debian.programs / "usr/bin/qemu-system-x86_64",
+                    # A pytest that is killed takes it along.
+                    *("setpriv", "--pdeathsig", "KILL", debian.programs / "usr/bin/qemu-system-x86_64"),
                     *("-L", debian.programs / "usr/share/qemu", "-L", debian.programs / "usr/share/seabios"),
                     *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
                     # Never KVM: on machines that are guests themselves it may start and then hang.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from .model import ADDRESS, MTU, UP
+from .model import ADDRESS, MTU, UP, VLAN_DEFAULT_PVID, VLAN_FILTERING
 from .plan import DeleteLink, Operation, Plan, Refused, RemoveAddress, Set, SetMaster
 
 _PROC = Path("/proc")
@@ -80,5 +80,17 @@ def _harms(operation: Operation, plan: Plan) -> bool:
         link = plan.before.get(operation.name)
         # Pinning the address that it has does no harm.
         same = link is not None and link.settings.get(operation.option.name) == operation.value
+        if operation.option in (VLAN_FILTERING, VLAN_DEFAULT_PVID):
+            return _parted(operation.name, plan)
         return not same and (operation.option in (MTU, ADDRESS) or (operation.option is UP and not operation.value))
     return isinstance(operation, (DeleteLink, RemoveAddress, SetMaster))
+
+
+def _parted(name: str, plan: Plan) -> bool:
+    """Whether at the end the bridge keeps what the host sends without a tag from a port that is no tap."""
+    bridge = plan.after[name]
+    if not bridge.filters_vlans or bridge.vlans is None:
+        return False
+    ports = [port.vlans for port in plan.after.ports(name) if port.kind != "tun" and port.vlans is not None]
+    own = bridge.vlans.pvid
+    return any(not own or vlans.pvid != own or own not in vlans.untagged for vlans in (bridge.vlans, *ports))

@@ -50,6 +50,8 @@ from .model import (
     TUN_OPTIONS,
     TXQUEUELEN,
     UP,
+    VLAN_DEFAULT_PVID,
+    VLAN_FILTERING,
     VNET_HDR,
     Address,
     Bridge,
@@ -62,6 +64,7 @@ from .model import (
 )
 from .plan import (
     AddAddress,
+    AddVlans,
     CreateBridge,
     CreateTap,
     DeleteLink,
@@ -69,12 +72,14 @@ from .plan import (
     Operation,
     Plan,
     RemoveAddress,
+    RemoveVlans,
     Set,
     SetMaster,
     Step,
     make_plan,
 )
 from .rtnetlink import (
+    AF_BRIDGE,
     ARPHRD_ETHER,
     IFF_LOOPBACK,
     IFF_UP,
@@ -102,6 +107,7 @@ from .rtnetlink import (
     NLM_F_EXCL,
     NLM_F_REPLACE,
     RT_TABLE_MAIN,
+    RTEXT_FILTER_BRVLAN_COMPRESSED,
     RTEXT_FILTER_SKIP_STATS,
     RTM_DELADDR,
     RTM_DELLINK,
@@ -111,6 +117,7 @@ from .rtnetlink import (
     RTM_GETROUTE,
     RTM_NEWADDR,
     RTM_NEWLINK,
+    RTM_SETLINK,
     U32,
     Attributes,
     LinkMessage,
@@ -126,7 +133,10 @@ from .rtnetlink import (
     option_values,
     statistics,
     text,
+    vlan_request,
+    vlans,
 )
+from .vlans import Vlans
 
 MIN_PYROUTE2 = (0, 5, 14)
 
@@ -488,10 +498,15 @@ class Kernel:
         self._indexes = {name: message.index for name, message in messages.items()}
         addressed = _addressed(bridges, taps, messages, all_addresses)
         addresses = self._addresses({messages[name].index for name in addressed})
-        return Network(
+        network = Network(
             self._link(message, by_index, name in names, addresses.get(message.index, ()))
             for name, message in messages.items()
         )
+        asked = any(bridge.names_vlans for bridge in bridges) or any(tap.vlans for tap in taps)
+        # The kernel can't list those of some links only, and few hosts have any.
+        if asked or any(link.filters_vlans for link in network):
+            self._read_vlans(network, by_index)
+        return network
 
     def _get(self, name: str = "", index: int = 0) -> dict[str, LinkMessage]:
         """The message on one link by its name; empty if there is none."""
@@ -605,6 +620,20 @@ class Kernel:
             holder=holder,
             addresses=addresses,
         )
+
+    def _read_vlans(self, network: Network, names: Mapping[int, str]) -> None:
+        """Add to bridges and their ports their VLANs."""
+        query = attribute(IFLA_EXT_MASK, U32.pack(RTEXT_FILTER_BRVLAN_COMPRESSED))
+        try:
+            answers = self._socket.ask(RTM_GETLINK, NLM_F_DUMP, link_request(0, query, family=AF_BRIDGE))
+        except Refusal as refusal:
+            raise _failure("list the VLANs", "bridge vlan show", refusal) from None
+        for answer in answers:
+            message = LinkMessage(answer)
+            link = network.get(names.get(message.index, ""))
+            bridge = link and (link if link.is_bridge else network.get(link.master))
+            if link and bridge and bridge.is_bridge and VLAN_DEFAULT_PVID.name in bridge.settings:
+                network.put(replace(link, vlans=vlans(message) or link.vlans))
 
     def _addresses(self, indexes: set[int]) -> dict[int, tuple[Address, ...]]:
         """The addresses of the links with these indexes, by index."""
@@ -740,6 +769,15 @@ class Kernel:
         master = self._index(operation.master) if operation.master else 0
         self._change(link_request(self._index(operation.name), attribute(IFLA_MASTER, U32.pack(master))))
 
+    def _add_vlans(self, operation: AddVlans) -> None:
+        how = {"own": operation.own, "untagged": operation.untagged, "pvid": operation.pvid}
+        request = vlan_request(self._index(operation.name), operation.first, operation.last, **how)
+        self._socket.ask(RTM_SETLINK, NLM_F_ACK, request)
+
+    def _remove_vlans(self, operation: RemoveVlans) -> None:
+        request = vlan_request(self._index(operation.name), operation.first, operation.last, own=operation.own)
+        self._socket.ask(RTM_DELLINK, NLM_F_ACK, request)
+
     def _add_address(self, operation: AddAddress) -> None:
         message = _address_message(self._index(operation.name), operation.address)
         self._socket.ask(RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, _encoded(message))
@@ -761,6 +799,8 @@ _PERFORMERS: dict[type[Operation], Any] = {
     DeleteLink: Kernel._delete_link,
     Set: Kernel._set,
     SetMaster: Kernel._set_master,
+    AddVlans: Kernel._add_vlans,
+    RemoveVlans: Kernel._remove_vlans,
     AddAddress: Kernel._add_address,
     RemoveAddress: Kernel._remove_address,
 }
@@ -841,17 +881,21 @@ def _addressed(
 def imagine(bridges: Iterable[Bridge], taps: Iterable[Tap] = ()) -> Network:
     """What check mode assumes of a missing namespace: it holds the links that `bridges` and `taps` build on, no others.
 
-    Those are links to become ports, and bridges to be joined.
+    Those are links to become ports, and bridges to be joined, which filter VLANs if that is asked of one of their taps.
     """
     bridges, taps = list(bridges), list(taps)
     made = {bridge.name for bridge in bridges} | {tap.name for tap in taps}
-    plain = {UP.name: True, MTU.name: 1500}
+    plain: dict[str, Value] = {UP.name: True, MTU.name: 1500}
     network = Network(
         Link(port, settings=plain) for bridge in bridges for port in bridge.ports or () if port not in made
     )
     for tap in taps:
         if tap.bridge and tap.bridge not in made:
-            network.put(Link(tap.bridge, "bridge", settings=plain))
+            bridge = network.get(tap.bridge) or Link(tap.bridge, "bridge", settings=plain)
+            if tap.vlans:
+                filtering = {**plain, VLAN_FILTERING.name: True, VLAN_DEFAULT_PVID.name: 1}
+                bridge = replace(bridge, settings=filtering, vlans=Vlans.of_new_port(1))
+            network.put(bridge)
     return network
 
 

@@ -20,6 +20,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Callable, Union
 
+from .vlans import MAX_VLAN, MIN_VLAN, Vlans, VlanWish, write_vlans
+
 Value = Union[bool, int, str]
 Arguments = Mapping[str, Any]
 # An argument specification as Ansible reads it.
@@ -164,6 +166,20 @@ def _alias(value: object, what: str) -> str:
     return text
 
 
+def _vlans(values: Iterable[object], what: str) -> frozenset[int]:
+    """VLANs written as numbers and ranges such as 100-110; raises BadValue."""
+    found: set[int] = set()
+    for value in values:
+        match = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", str(value))
+        if not match:
+            raise BadValue(f"{what}: {value!r} is not a VLAN. Write a number or a range, such as 100 or 100-110.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not MIN_VLAN <= first <= last <= MAX_VLAN:
+            raise BadValue(f"{what}: {value} is out of range; VLANs are {MIN_VLAN} to {MAX_VLAN}, the lower one first.")
+        found.update(range(first, last + 1))
+    return frozenset(found)
+
+
 def _flag(value: object, what: str) -> bool:
     if not isinstance(value, bool):
         raise BadValue(f"{what}: {value!r} is neither true nor false.")
@@ -257,6 +273,11 @@ PRIORITY = Option("priority", BRIDGE, "IFLA_BR_PRIORITY", "priority", NUMBER, 0x
 MULTICAST_SNOOPING = Option("multicast_snooping", BRIDGE, "IFLA_BR_MCAST_SNOOPING", "mcast_snooping", FLAG, True)
 MULTICAST_QUERIER = Option("multicast_querier", BRIDGE, "IFLA_BR_MCAST_QUERIER", "mcast_querier", FLAG, False)
 GROUP_FWD_MASK = Option("group_fwd_mask", BRIDGE, "IFLA_BR_GROUP_FWD_MASK", "group_fwd_mask", GROUP_MASK, 0)
+VLAN_FILTERING = Option("vlan_filtering", BRIDGE, "IFLA_BR_VLAN_FILTERING", "vlan_filtering", FLAG, False)
+# Only of a kernel that can filter VLANs (CONFIG_BRIDGE_VLAN_FILTERING).
+VLAN_DEFAULT_PVID = Option(
+    "vlan_default_pvid", BRIDGE, "IFLA_BR_VLAN_DEFAULT_PVID", "vlan_default_pvid", NUMBER, 1, (0, MAX_VLAN)
+)
 
 LINK_OPTIONS = (UP, MTU, ADDRESS, ALIAS)
 BRIDGE_OPTIONS = (
@@ -269,6 +290,8 @@ BRIDGE_OPTIONS = (
     MULTICAST_SNOOPING,
     MULTICAST_QUERIER,
     GROUP_FWD_MASK,
+    VLAN_FILTERING,
+    VLAN_DEFAULT_PVID,
 )
 
 TXQUEUELEN = Option("txqueuelen", LINK, "IFLA_TXQLEN", "txqueuelen", NUMBER, 1000, (0, 0xFFFFFFFF))
@@ -321,6 +344,12 @@ TAP_PORT_OPTIONS = tuple(
         "unicast_flood",
     )
 )
+
+# The VLAN of frames without a tag; of a port, and beside the lists of its VLANs, so not one of its plain settings.
+PVID = Option("pvid", PORT, "IFLA_BRIDGE_VLAN_INFO", "pvid", NUMBER, limits=(0, MAX_VLAN))
+
+# The options of a tap that list VLANs, by how their frames leave the bridge.
+VLAN_LISTS = ("untagged", "tagged")
 
 # In clock_t; net/bridge/br_private.h. With STP on the kernel refuses a forward delay outside of this, and clamps one
 # that it finds when STP is turned on.
@@ -431,6 +460,8 @@ class Link:
     persistent: bool = True
     holder: str = ""
     addresses: tuple[Address, ...] = ()
+    # Of a bridge, as a port of itself, and of its ports. None: not read, or the kernel can't filter.
+    vlans: Vlans | None = None
 
     @property
     def is_bridge(self) -> bool:
@@ -446,6 +477,11 @@ class Link:
     def static_addresses(self) -> list[Address]:
         """Its addresses less those that are renewed, and the link-local ones."""
         return [address for address in self.addresses if not address.dynamic and not address.link_local]
+
+    @property
+    def filters_vlans(self) -> bool:
+        """Whether it is a bridge on which the VLANs of ports mean something."""
+        return bool(self.settings.get(VLAN_FILTERING.name))
 
 
 class Network:
@@ -508,6 +544,8 @@ class Bridge:
     ports_exact: bool = False
     addresses: tuple[Address, ...] | None = None
     addresses_exact: bool = False
+    # Those that the host sends and receives with a tag.
+    vlans: frozenset[int] | None = None
 
     @classmethod
     def from_arguments(cls, arguments: Arguments, machine_id: Callable[[], str], netns: str | None = None) -> Bridge:
@@ -524,7 +562,7 @@ class Bridge:
                 settings[option.name] = stable_mac(machine_id(), name, netns)
             elif value is not None:
                 settings[option.name] = option.parse(value, owner)
-        ports = arguments.get("ports")
+        ports, vlans = arguments.get("ports"), arguments.get("vlans")
         addresses = arguments.get("addresses")
         if addresses is not None:
             addresses = _unique(Address.parse(address, f"addresses of {owner}") for address in addresses)
@@ -540,7 +578,13 @@ class Bridge:
             ports_exact=arguments.get("ports_mode") == "exact",
             addresses=addresses,
             addresses_exact=arguments.get("addresses_mode") == "exact",
+            vlans=None if vlans is None else _vlans(vlans, f"vlans of {owner}"),
         )
+
+    @property
+    def names_vlans(self) -> bool:
+        """Whether it asks for something that concerns VLANs."""
+        return self.vlans is not None or bool({VLAN_FILTERING.name, VLAN_DEFAULT_PVID.name} & set(self.settings))
 
 
 @dataclass(frozen=True)
@@ -548,7 +592,7 @@ class Tap:
     """A persistent tap as the administrator wants it. What is None, or not in `settings`, is left as it is.
 
     `settings` are those of TAP_LINK_OPTIONS and COMPARED_TUN_OPTIONS, `port_settings` those of TAP_PORT_OPTIONS, which
-    it has as a port of `bridge` (empty: of none). `creation` are the flags that matter while it is made.
+    it has as a port of `bridge` (empty: of none), like `vlans`. `creation` are the flags that matter while it is made.
     """
 
     name: str
@@ -556,6 +600,7 @@ class Tap:
     force: bool = False
     settings: Mapping[str, Value] = field(default_factory=dict)
     port_settings: Mapping[str, Value] = field(default_factory=dict)
+    vlans: VlanWish | None = None
     bridge: str | None = None
     creation: Mapping[str, Value] = field(default_factory=dict)
     # It was not asked for: it goes with being on a bridge.
@@ -594,12 +639,32 @@ class Tap:
                 for option in TAP_PORT_OPTIONS
                 if arguments.get(option.name) is not None
             },
+            vlans=_vlan_wish(arguments, where),
             bridge=bridge,
             creation={
                 option.name: option.parse(bool(arguments.get(option.name)), where) for option in (VNET_HDR, PACKET_INFO)
             },
             ipv6_by_default=ipv6_by_default,
         )
+
+
+def _vlan_wish(arguments: Arguments, where: str) -> VlanWish | None:
+    """What the VLAN options of a port ask for; None if none is given. Raises BadValue."""
+    lists = {
+        name: None if arguments.get(name) is None else _vlans(arguments[name], f"{name} of {where}")
+        for name in VLAN_LISTS
+    }
+    untagged, tagged = lists.values()
+    pvid = None if arguments.get(PVID.name) is None else int(PVID.parse(arguments[PVID.name], where))
+    both = (untagged or frozenset()) & (tagged or frozenset())
+    if both:
+        raise BadValue(f"untagged and tagged of {where}: {min(both)} is in both lists. List it in one.")
+    if pvid is not None and untagged is None:
+        # A port of one VLAN, or the own VLAN of a port with more: what has no tag coming in has none going out.
+        untagged = frozenset((pvid,)) - {0} - (tagged or frozenset())
+    if untagged is None and tagged is None:
+        return None
+    return VlanWish(pvid, untagged, tagged)
 
 
 def _id(text: str, what: str, kind: str, look_up: Callable[[str], int]) -> int:
@@ -635,6 +700,7 @@ def bridge_argument_spec() -> ArgumentSpec:
         "ports_mode": {"type": "str", "choices": ["append", "exact"], "default": "append"},
         "addresses": {"type": "list", "elements": "str"},
         "addresses_mode": {"type": "str", "choices": ["append", "exact"], "default": "append"},
+        "vlans": {"type": "list", "elements": "str"},
     }
     for option in (*LINK_OPTIONS, *BRIDGE_OPTIONS):
         spec[option.name] = {"type": option.unit.argument_type}
@@ -649,6 +715,8 @@ def tap_argument_spec() -> ArgumentSpec:
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         "force": {"type": "bool", "default": False},
         "bridge": {"type": "str"},
+        PVID.name: {"type": PVID.unit.argument_type},
+        **{name: {"type": "list", "elements": "str"} for name in VLAN_LISTS},
     }
     for option in (*TAP_LINK_OPTIONS, *TUN_OPTIONS, *TAP_PORT_OPTIONS):
         spec[option.name] = {"type": option.unit.argument_type}
@@ -661,7 +729,7 @@ def tap_argument_spec() -> ArgumentSpec:
 def describe_tap(network: Network, name: str) -> dict[str, Any]:
     """The tap `name` in the words of the module's options; of an absent one its name and state only.
 
-    `held` says how a guest holds it.
+    `held` says how a guest holds it. VLANs are told only if its bridge filters them.
     """
     tap = network.get(name)
     if tap is None:
@@ -671,6 +739,11 @@ def describe_tap(network: Network, name: str) -> dict[str, Any]:
         value = tap.settings.get(option.name)
         state[option.name] = None if value is None else option.report(value)
     state["bridge"] = tap.master
+    master = network.get(tap.master)
+    vlans = tap.vlans if master is not None and master.filters_vlans else None
+    state[PVID.name] = vlans and vlans.pvid
+    state["untagged"] = vlans and write_vlans(vlans.untagged)
+    state["tagged"] = vlans and write_vlans(vlans.tagged)
     state["held"] = tap.holder
     return state
 
@@ -679,7 +752,8 @@ def describe(network: Network, name: str) -> dict[str, Any]:
     """The bridge `name` in the words of the module's options; of an absent one its name and state only.
 
     Among `ports` are no taps that end with their user, among `addresses` none that are dynamic or link-local: what a
-    task can't bring about is not part of the state. `held_ports` are the taps that a guest holds.
+    task can't bring about is not part of the state. `held_ports` are the taps that a guest holds. `vlans` are told only
+    if it filters them.
     """
     bridge = network.get(name)
     if bridge is None:
@@ -693,6 +767,7 @@ def describe(network: Network, name: str) -> dict[str, Any]:
     state["ports"] = [port.name for port in ports if port.persistent]
     state["held_ports"] = [port.name for port in ports if port.holder]
     state["addresses"] = write_addresses(bridge.static_addresses)
+    state["vlans"] = write_vlans(bridge.vlans.tagged) if bridge.vlans and bridge.filters_vlans else None
     return state
 
 

@@ -37,6 +37,7 @@ from .model import (
     NOBODY,
     OWNER,
     PORT_OPTIONS,
+    PVID,
     ROOT,
     STP,
     STP_FORWARD_DELAY,
@@ -44,6 +45,8 @@ from .model import (
     TAP_PORT_OPTIONS,
     TUN_OPTIONS,
     UP,
+    VLAN_DEFAULT_PVID,
+    VLAN_FILTERING,
     Address,
     Bridge,
     Link,
@@ -56,11 +59,16 @@ from .model import (
     describe_tap,
     write_addresses,
 )
+from .vlans import Vlans, ranges, write_range
 
 
 class Refused(LinksError):
     """The desired state can't be reached, or not without harm to others; nothing was changed."""
 
+
+# What a bridge that nobody gave an address has after its last port has left. No VLAN can be added to it then, as
+# fdb_add_local() in net/bridge/br_fdb.c refuses that address.
+NO_MAC = "00:00:00:00:00:00"
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Operations
@@ -112,7 +120,8 @@ class CreateBridge(Operation):
     def apply(self, network: Network) -> None:
         defaults = {option.name: option.default for option in (*LINK_OPTIONS, *BRIDGE_OPTIONS)}
         settings = {name: value for name, value in {**defaults, **self.settings}.items() if value is not None}
-        network.put(Link(self.name, "bridge", settings, mac_pinned=ADDRESS.name in self.settings))
+        vlans = Vlans.of_new_port(int(settings[VLAN_DEFAULT_PVID.name]))
+        network.put(Link(self.name, "bridge", settings, mac_pinned=ADDRESS.name in self.settings, vlans=vlans))
 
     def inverse(self, before: Network) -> tuple[Operation, ...]:
         return (DeleteLink(self.name),)
@@ -213,6 +222,12 @@ class Set(Operation):
         changed = replace(link, settings={**link.settings, self.option.name: self.value})
         if self.option is ADDRESS:
             changed = replace(changed, mac_pinned=True)
+        if self.option is VLAN_DEFAULT_PVID:
+            old, new = int(link.settings[self.option.name]), int(self.value)
+            for port in network.ports(self.name):
+                if port.vlans is not None:
+                    network.put(replace(port, vlans=port.vlans.after_default(old, new)))
+            changed = replace(changed, vlans=link.vlans and link.vlans.after_default(old, new))
         if self._ends_ipv6():
             changed = replace(changed, addresses=tuple(address for address in link.addresses if not address.ipv6))
         network.put(changed)
@@ -223,9 +238,21 @@ class Set(Operation):
         if old is None:
             return ()
         back = Set(self.name, self.option, old)
+        if self.option is VLAN_DEFAULT_PVID:
+            return (back, *self._moved_back(back, before))
         # Going up and down again loses them too.
         lost = self._ends_ipv6() or back._ends_ipv6()
         return (back, *(AddAddress(self.name, address) for address in link.addresses if lost and address.ipv6))
+
+    def _moved_back(self, back: Set, before: Network) -> list[Operation]:
+        """The VLANs that changing the default PVID and changing it back does not leave as they were."""
+        returned = before.copy()
+        for operation in (self, back):
+            operation.apply(returned)
+        found: list[Operation] = []
+        for link in (before[self.name], *before.ports(self.name)):
+            found += _vlan_operations(returned[link.name], link.vlans)
+        return found
 
     def _ends_ipv6(self) -> bool:
         """Whether the kernel takes all IPv6 addresses off the link (addrconf_notify() in net/ipv6/addrconf.c)."""
@@ -249,7 +276,8 @@ class SetMaster(Operation):
         link = _without_master(network[self.name])
         if self.master:
             fresh = {option.name: option.default for option in PORT_OPTIONS if option.default is not None}
-            link = replace(link, master=self.master, settings={**link.settings, **fresh})
+            vlans = _vlans_of_new_port(network[self.master])
+            link = replace(link, master=self.master, settings={**link.settings, **fresh}, vlans=vlans)
         network.put(link)
 
     def inverse(self, before: Network) -> tuple[Operation, ...]:
@@ -259,12 +287,103 @@ class SetMaster(Operation):
             value = link.settings.get(option.name)
             if value is not None and value != option.default:
                 back.append(Set(self.name, option, value))
+        if link.vlans is not None:
+            back += _vlan_operations(replace(link, vlans=_vlans_of_new_port(before[link.master])), link.vlans)
         bridge = before.get(self.master)
         lonely = bridge and not any(each.master == self.master for each in before)
         if bridge and lonely and bridge.mac_pinned is False and ADDRESS.name in bridge.settings:
             # When its last port leaves, the kernel gives a bridge the address of zeros.
             back.append(Set(self.master, ADDRESS, bridge.settings[ADDRESS.name]))
         return tuple(back)
+
+
+@dataclass(frozen=True)
+class ChangeVlans(Operation):
+    """Change what a port is to the VLANs `first` to `last`. A bridge is a port of itself, for which `own` is said."""
+
+    first: int
+    last: int
+    own: bool
+
+    def inverse(self, before: Network) -> tuple[Operation, ...]:
+        link = before[self.name]
+        after = Network([link])
+        self.apply(after)
+        return tuple(_vlan_operations(after[self.name], link.vlans))
+
+    def apply(self, network: Network) -> None:
+        link = network[self.name]
+        vlans = self._change(link.vlans or Vlans(), range(self.first, self.last + 1))
+        network.put(replace(link, vlans=vlans))
+
+    def _change(self, present: Vlans, which: range) -> Vlans:
+        raise NotImplementedError
+
+    def _command(self, verb: str, *words: str) -> str:
+        which = f"bridge vlan {verb} dev {self.name} vid {write_range(self.first, self.last)}"
+        return " ".join([which, *words, *(["self"] if self.own else [])])
+
+
+@dataclass(frozen=True)
+class AddVlans(ChangeVlans):
+    """Make a port a member of VLANs, `untagged` or not, and of one of them as its `pvid`; or change how it is one."""
+
+    untagged: bool
+    pvid: bool
+
+    def __str__(self) -> str:
+        return self._command("add", *(["pvid"] if self.pvid else []), *(["untagged"] if self.untagged else []))
+
+    @property
+    def purpose(self) -> str:
+        how = "as its pvid, " if self.pvid else ""
+        how += "untagged" if self.untagged else "tagged"
+        return f"give {self.name} the VLAN {write_range(self.first, self.last)}, {how}"
+
+    def _change(self, present: Vlans, which: range) -> Vlans:
+        return present.plus(which, untagged=self.untagged, pvid=self.pvid)
+
+
+@dataclass(frozen=True)
+class RemoveVlans(ChangeVlans):
+    """Take VLANs from a port. With its pvid it loses what frames without a tag belong to."""
+
+    def __str__(self) -> str:
+        return self._command("del")
+
+    @property
+    def purpose(self) -> str:
+        return f"take the VLAN {write_range(self.first, self.last)} from {self.name}"
+
+    def _change(self, present: Vlans, which: range) -> Vlans:
+        return present.minus(which)
+
+
+def _vlan_operations(link: Link, wanted: Vlans | None) -> list[Operation]:
+    """What gives a link the VLANs `wanted`, additions first; nothing where they or its own are not known."""
+    found: list[Operation] = []
+    present, own = link.vlans, link.is_bridge
+    if present is None or wanted is None:
+        return found
+
+    def add(vlans: frozenset[int], untagged: bool, pvid: bool = False) -> None:
+        found.extend(AddVlans(link.name, *each, own, untagged, pvid) for each in ranges(vlans))
+
+    main = frozenset((wanted.pvid,)) - {0}
+    moved = wanted.pvid != present.pvid or bool(main & present.untagged) != bool(main & wanted.untagged)
+    if main and moved:
+        add(main, wanted.pvid in wanted.untagged, pvid=True)
+    # One that was the PVID and stays a member is added again without that, unless another one has taken its place.
+    lowered = frozenset() if main else frozenset((present.pvid,)) - {0}
+    add((wanted.untagged - present.untagged | lowered & wanted.untagged) - main, True)
+    add((wanted.tagged - present.tagged | lowered & wanted.tagged) - main, False)
+    found.extend(RemoveVlans(link.name, *each, own) for each in ranges(present.members - wanted.members))
+    return found
+
+
+def _vlans_of_new_port(bridge: Link) -> Vlans | None:
+    """Those that a port has after it has joined; None if those of the bridge are not known either."""
+    return bridge.vlans and Vlans.of_new_port(int(bridge.settings.get(VLAN_DEFAULT_PVID.name, 0)))
 
 
 @dataclass(frozen=True)
@@ -360,7 +479,7 @@ def _tuntap(name: str, settings: Mapping[str, Value]) -> str:
 def _without_master(link: Link) -> Link:
     port_options = {option.name for option in PORT_OPTIONS}
     settings = {name: value for name, value in link.settings.items() if name not in port_options}
-    return replace(link, master="", settings=settings)
+    return replace(link, master="", settings=settings, vlans=None)
 
 
 def _has(link: Link, address: Address) -> bool:
@@ -405,6 +524,8 @@ def given(bridge: Bridge, network: Network) -> dict[str, Any]:
             shown.add("mac_pinned")
         if bridge.ports is not None:
             shown.add("ports")
+        if bridge.vlans is not None:
+            shown.add("vlans")
         if bridge.addresses is not None:
             shown.add("addresses")
             link = network.get(bridge.name)
@@ -421,6 +542,9 @@ def given_tap(tap: Tap, network: Network) -> dict[str, Any]:
     shown = {"name", "state"}
     if tap.present:
         shown |= {*tap.settings, *tap.port_settings}
+        if tap.vlans is not None:
+            wishes = {PVID.name: tap.vlans.pvid, "untagged": tap.vlans.untagged, "tagged": tap.vlans.tagged}
+            shown |= {name for name, wish in wishes.items() if wish is not None}
         if tap.bridge is not None:
             shown.add("bridge")
     return {name: value for name, value in description.items() if name in shown}
@@ -535,10 +659,17 @@ class _Planner:
             self._check_existing_tap(tap, link)
         if tap.bridge:
             self._check_bridge_of(tap)
-        if tap.port_settings and not (self._master(tap, link) if tap.bridge is None else tap.bridge):
+        of_port = [*tap.port_settings, *(["VLANs"] if tap.vlans else [])]
+        master = self._master(tap, link) if tap.bridge is None else tap.bridge
+        if of_port and not master:
             raise Refused(
-                f"{', '.join(tap.port_settings)} of the tap {tap.name} need it to be a port, and it would be on no "
+                f"{', '.join(of_port)} of the tap {tap.name} need it to be a port, and it would be on no "
                 "bridge. Name one in bridge."
+            )
+        if tap.vlans and not self._reached(master, VLAN_FILTERING):
+            raise Refused(
+                f"The VLANs of the tap {tap.name} would do nothing, because its bridge {master} does not filter them. "
+                "Turn on vlan_filtering of the bridge, or leave pvid, untagged and tagged out."
             )
         if IPV6.report(tap.settings.get(IPV6.name, IPV6.parse(False, ""))) and not self._has_ipv6(tap, link):
             raise Refused(
@@ -549,6 +680,12 @@ class _Planner:
         mtu = self._tap_settings(tap).get(MTU.name)
         if mtu is not None and not smallest <= int(mtu) <= largest:
             raise Refused(f"The MTU of the tap {tap.name} can be {smallest} to {largest} bytes, not {mtu}.")
+
+    def _reached(self, bridge: str, option: Option) -> Value | None:
+        """What an option of a bridge will be, as far as the task or the host says so."""
+        wanted, link = self.wanted_bridges.get(bridge), self.before.get(bridge)
+        present = link.settings.get(option.name) if link else option.default
+        return wanted.settings.get(option.name, present) if wanted else present
 
     def _has_ipv6(self, tap: Tap, link: Link | None) -> bool:
         mtu = self._tap_settings(tap).get(MTU.name)
@@ -643,6 +780,7 @@ class _Planner:
         def reached(option: Option) -> Any:
             return bridge.settings.get(option.name, current.get(option.name, option.default))
 
+        self._check_vlans(bridge, link)
         lowest, highest = STP_FORWARD_DELAY
         timers_given = STP.name in bridge.settings or FORWARD_DELAY.name in bridge.settings
         if timers_given and reached(STP) and not lowest <= reached(FORWARD_DELAY) <= highest:
@@ -667,6 +805,31 @@ class _Planner:
         if count > MAX_PORTS:
             raise Refused(f"The bridge {bridge.name} would have {count} ports, and the kernel allows {MAX_PORTS}.")
 
+    def _check_vlans(self, bridge: Bridge, link: Link | None) -> None:
+        filters = bool(self._reached(bridge.name, VLAN_FILTERING))
+        asked = bridge.vlans is not None or bridge.settings.get(VLAN_DEFAULT_PVID.name) is not None
+        if link is not None and VLAN_DEFAULT_PVID.name not in link.settings and (filters or asked):
+            raise Refused(
+                f"The bridge {bridge.name} can't have VLANs, because this kernel was built without "
+                "CONFIG_BRIDGE_VLAN_FILTERING. Leave vlan_filtering, vlan_default_pvid and vlans out."
+            )
+        if bridge.vlans is not None and not filters:
+            raise Refused(
+                f"vlans of the bridge {bridge.name} would do nothing, because it does not filter VLANs. "
+                "Say vlan_filtering: true, or leave vlans out."
+            )
+        if filters and self._lets_through(bridge) and self.before.ports(bridge.name) and not bridge.force:
+            raise Refused(
+                f"The kernel changes vlan_default_pvid of the bridge {bridge.name} only while it does not filter, and "
+                "without the filter its ports would for a moment reach each other across all VLANs. "
+                "Say force: true to do so, or leave vlan_default_pvid out."
+            )
+
+    def _lets_through(self, bridge: Bridge) -> bool:
+        """Whether the bridge has to stop filtering before its default PVID is what is asked for."""
+        link, pvid = self.before.get(bridge.name), bridge.settings.get(VLAN_DEFAULT_PVID.name)
+        return bool(link and link.filters_vlans and pvid not in (None, link.settings[VLAN_DEFAULT_PVID.name]))
+
     def plan(self) -> None:
         """Plan for all links together: what gives before what takes, what can't be undone last."""
         present = [bridge for bridge in self.bridges if bridge.present]
@@ -678,6 +841,7 @@ class _Planner:
             self._set_tap(tap)
         for step in (
             self._set_options,
+            self._set_vlans,
             # A port joins before others leave, so that a failure to join costs nobody his place.
             self._add_ports,
             self._drop_ports,
@@ -687,6 +851,8 @@ class _Planner:
         for tap in taps:
             self._place_tap(tap)
         for step in (
+            # After all that join, whom it would cut off until they have their VLANs.
+            self._filter_vlans,
             # After the ports, which an MTU that was never set follows.
             self._set_mtu,
             # Before the addresses: going down takes IPv6 addresses away.
@@ -738,6 +904,16 @@ class _Planner:
             self._do(SetMaster(tap.name, tap.bridge))
         for option in TAP_PORT_OPTIONS:
             self._set_to(tap.name, option, tap.port_settings.get(option.name))
+        if tap.vlans is not None:
+            link = self.network[tap.name]
+            wanted = tap.vlans.applied_to(link.vlans or Vlans())
+            if wanted.pvid and wanted.pvid not in wanted.members:
+                raise Refused(
+                    f"The tap {tap.name} would not be a member of VLAN {wanted.pvid}, its pvid. List that in untagged "
+                    "or tagged, or give another pvid; 0 stands for none."
+                )
+            for operation in _vlan_operations(link, wanted):
+                self._do(operation)
         self._set_to(tap.name, UP, tap.settings.get(UP.name))
 
     def _give_tap(self, tap: Tap) -> None:
@@ -755,7 +931,8 @@ class _Planner:
         if bridge.name not in self.network:
             # Not the alias, which the kernel passes over at creation. Not the MTU: the kernel would not take one given
             # at creation for the administrator's choice, and would let it follow the ports.
-            at_creation = {option.name for option in (ADDRESS, *BRIDGE_OPTIONS)}
+            # It filters VLANs when all its ports have theirs.
+            at_creation = {option.name for option in (ADDRESS, *BRIDGE_OPTIONS) if option is not VLAN_FILTERING}
             settings = {name: value for name, value in bridge.settings.items() if name in at_creation}
             self._do(CreateBridge(bridge.name, settings))
 
@@ -763,9 +940,34 @@ class _Planner:
         self._set(bridge, ALIAS)
         # The kernel checks the timers while STP is on: turn it off before them, on after them.
         first = () if bridge.settings.get(STP.name) else (STP,)
-        others = tuple(option for option in BRIDGE_OPTIONS if option is not STP)
+        others = tuple(option for option in BRIDGE_OPTIONS if option not in (STP, VLAN_FILTERING, VLAN_DEFAULT_PVID))
         for option in (*first, *others, STP):
             self._set(bridge, option)
+
+    def _set_vlans(self, bridge: Bridge) -> None:
+        """Before the last port of the bridge may leave, and with that its address, without which no VLANs change."""
+        link = self.network[bridge.name]
+        through = self._lets_through(bridge)
+        if through:
+            self._do(Set(bridge.name, VLAN_FILTERING, False))
+        # Before the ports, which join with it.
+        self._set(bridge, VLAN_DEFAULT_PVID)
+        if through:
+            self._set_to(bridge.name, VLAN_FILTERING, self._reached(bridge.name, VLAN_FILTERING))
+        present = self.network[bridge.name].vlans
+        if bridge.vlans is not None and present is not None:
+            # One that the host has without a tag stays that.
+            wanted = replace(present, tagged=bridge.vlans - present.untagged)
+            for operation in _vlan_operations(self.network[bridge.name], wanted):
+                self._do(operation)
+        if link.settings.get(ADDRESS.name) == NO_MAC and self.network[bridge.name].vlans != link.vlans:
+            raise Refused(
+                f"The kernel changes no VLANs of the bridge {bridge.name}, because it has had no MAC address since its "
+                "last port left. Give it a port, or mac, by a task before this one."
+            )
+
+    def _filter_vlans(self, bridge: Bridge) -> None:
+        self._set(bridge, VLAN_FILTERING)
 
     def _add_ports(self, bridge: Bridge) -> None:
         for name in bridge.ports or ():

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Union
 
 from .model import Option, Value
+from .vlans import Vlans
 
 # <linux/netlink.h>
 NLMSG_ERROR = 2
@@ -45,11 +46,12 @@ _NLA_F_NESTED = 0x8000
 _NLA_TYPE_MASK = 0x3FFF
 
 # <linux/rtnetlink.h>
-RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_GETROUTE = 26
 RTM_GETNEIGH = 30
 RT_TABLE_MAIN = 254
+RTEXT_FILTER_BRVLAN_COMPRESSED = 4
 RTEXT_FILTER_SKIP_STATS = 8
 # struct ifinfomsg: family, type, index, flags, change
 _IFINFOMSG = struct.Struct("=BxHiII")
@@ -68,7 +70,7 @@ _NUD_PERMANENT = 0x80
 # struct ndmsg: family, index, state, flags, type
 _NDMSG = struct.Struct("=BxxxiHBB")
 # <bits/socket.h>
-_AF_BRIDGE = 7
+AF_BRIDGE = 7
 
 # <linux/if_link.h>
 IFLA_ADDRESS = 1
@@ -107,6 +109,16 @@ _COUNTERS = (
     "tx_dropped",
 )
 _STATISTICS = struct.Struct(f"={len(_COUNTERS)}Q")
+# <linux/if_bridge.h>
+_IFLA_BRIDGE_FLAGS = 0
+_IFLA_BRIDGE_VLAN_INFO = 2
+_BRIDGE_FLAGS_SELF = 2
+_BRIDGE_VLAN_INFO_PVID = 1 << 1
+_BRIDGE_VLAN_INFO_UNTAGGED = 1 << 2
+_BRIDGE_VLAN_INFO_RANGE_BEGIN = 1 << 3
+_BRIDGE_VLAN_INFO_RANGE_END = 1 << 4
+# struct bridge_vlan_info: flags, VLAN
+_VLAN_INFO = struct.Struct("=HH")
 
 U8, U16, U32 = struct.Struct("=B"), struct.Struct("=H"), struct.Struct("=I")
 
@@ -123,9 +135,11 @@ _OPTIONS: dict[str, tuple[int, struct.Struct | None]] = {
     "IFLA_BR_AGEING_TIME": (4, U32),
     "IFLA_BR_STP_STATE": (5, U32),
     "IFLA_BR_PRIORITY": (6, U16),
+    "IFLA_BR_VLAN_FILTERING": (7, U8),
     "IFLA_BR_GROUP_FWD_MASK": (9, U16),
     "IFLA_BR_MCAST_SNOOPING": (23, U8),
     "IFLA_BR_MCAST_QUERIER": (25, U8),
+    "IFLA_BR_VLAN_DEFAULT_PVID": (39, U16),
     "IFLA_BRPORT_PRIORITY": (2, U16),
     "IFLA_BRPORT_COST": (3, U32),
     "IFLA_BRPORT_MODE": (4, U8),
@@ -335,7 +349,7 @@ class Neighbour(NamedTuple):
 
 def neighbours_request() -> bytes:
     """The body of a message that asks for the forwarding tables of all bridges."""
-    return _NDMSG.pack(_AF_BRIDGE, 0, 0, 0, 0)
+    return _NDMSG.pack(AF_BRIDGE, 0, 0, 0, 0)
 
 
 def learned(message: bytes) -> Neighbour | None:
@@ -356,3 +370,39 @@ def statistics(message: LinkMessage) -> dict[str, int]:
     """The counters of a link, which have 64 bits, by the names of struct rtnl_link_stats64 in <linux/if_link.h>."""
     payload = message.attributes.get(IFLA_STATS64, bytes(_STATISTICS.size))
     return dict(zip(_COUNTERS, _STATISTICS.unpack_from(payload)))
+
+
+def vlan_request(index: int, first: int, last: int, *, own: bool, untagged: bool = False, pvid: bool = False) -> bytes:
+    """The body of a message on the VLANs `first` to `last` of a port, or with `own` of a bridge as a port of itself."""
+    flags = untagged * _BRIDGE_VLAN_INFO_UNTAGGED | pvid * _BRIDGE_VLAN_INFO_PVID
+    ends = [(flags, first)]
+    if last > first:
+        ends = [(flags | _BRIDGE_VLAN_INFO_RANGE_BEGIN, first), (flags | _BRIDGE_VLAN_INFO_RANGE_END, last)]
+    told = [attribute(_IFLA_BRIDGE_VLAN_INFO, _VLAN_INFO.pack(*end)) for end in ends]
+    if own:
+        # Otherwise it is a message to the bridge of the link, about the link.
+        told.insert(0, attribute(_IFLA_BRIDGE_FLAGS, U16.pack(_BRIDGE_FLAGS_SELF)))
+    return link_request(index, attribute(IFLA_AF_SPEC, told), family=AF_BRIDGE)
+
+
+def vlans(message: LinkMessage) -> Vlans | None:
+    """The VLANs that a message of the family AF_BRIDGE tells; None if it is not from a bridge.
+
+    It may come from a network card, about a switch of its own.
+    """
+    told = list(_attributes(message.attributes.get(IFLA_AF_SPEC, b"")))
+    if any(kind == _IFLA_BRIDGE_FLAGS for kind, _payload in told):
+        return None
+    pvid, first = 0, 0
+    tagged: set[int] = set()
+    untagged: set[int] = set()
+    for kind, payload in told:
+        if kind != _IFLA_BRIDGE_VLAN_INFO:
+            continue
+        flags, vlan = _VLAN_INFO.unpack_from(payload)
+        if flags & _BRIDGE_VLAN_INFO_PVID:
+            pvid = vlan
+        if not flags & _BRIDGE_VLAN_INFO_RANGE_END:
+            first = vlan
+        (untagged if flags & _BRIDGE_VLAN_INFO_UNTAGGED else tagged).update(range(first, vlan + 1))
+    return Vlans(pvid, frozenset(untagged), frozenset(tagged))

@@ -83,8 +83,15 @@ BRIDGE_RANGES = {
     "max_age": (6, 40),
     "priority": (0, 65535),
     "group_fwd_mask": (0, 65535),
+    "vlan_default_pvid": (0, 4094),
 }
-TAP_RANGES = {"mtu": (68, 65521), "txqueuelen": (0, 0xFFFFFFFF), "cost": (1, 65535), "priority": (0, 63)}
+TAP_RANGES = {
+    "mtu": (68, 65521),
+    "txqueuelen": (0, 0xFFFFFFFF),
+    "cost": (1, 65535),
+    "priority": (0, 63),
+    "pvid": (0, 4094),
+}
 # tapfd/acl.py reads at most this many files, bridge.conf among them.
 MAX_FILES = 64
 

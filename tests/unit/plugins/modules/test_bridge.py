@@ -44,10 +44,10 @@ def fail(check: bool = False, **arguments: Any) -> str:
 
 
 def state() -> list[str]:
-    """Every link with its settings, and its addresses."""
-    lines = ip("-d", "link", "show").splitlines() + ip("-o", "address", "show").splitlines()
+    """Every link with its settings, and its addresses, less those that come by themselves after it is up."""
+    addresses = [line for line in ip("-o", "address", "show").splitlines() if " scope link " not in line]
     # Timers run.
-    return sorted(line.split(" hello_timer")[0] for line in lines)
+    return sorted(line.split(" hello_timer")[0] for line in ip("-d", "link", "show").splitlines() + addresses)
 
 
 def veth(*names: str) -> None:
@@ -59,6 +59,8 @@ def bridge_data(name: str = "br0") -> dict[str, Any]:
     (link,) = json.loads(ip("-d", "-j", "link", "show", name))
     return {**link, **link["linkinfo"]["info_data"]}
 
+
+VLANS = pytest.mark.kernel_feature("vlan_filtering")
 
 # Option, first value, second value, and what iproute2 shows of the second.
 OPTIONS = [
@@ -86,6 +88,10 @@ OPTIONS = [
     ("multicast_querier", False, True, lambda data: data["mcast_querier"] == 1),
     ("group_fwd_mask", 8, 0x4000, lambda data: data["group_fwd_mask"] == "0x4000"),
     ("group_fwd_mask", 0xFFF8, 0, lambda data: data["group_fwd_mask"] == "0"),
+    pytest.param("vlan_filtering", True, False, lambda data: data["vlan_filtering"] == 0, marks=VLANS),
+    pytest.param("vlan_filtering", False, True, lambda data: data["vlan_filtering"] == 1, marks=VLANS),
+    pytest.param("vlan_default_pvid", 4094, 0, lambda data: data["vlan_default_pvid"] == 0, marks=VLANS),
+    pytest.param("vlan_default_pvid", 0, 7, lambda data: data["vlan_default_pvid"] == 7, marks=VLANS),
 ]
 
 
@@ -108,6 +114,22 @@ def test_option(sandbox: Sandbox, option: str, first: object, second: object, re
     assert reached(bridge_data())
     # An option that is not given stays.
     assert not run(up=second if option == "up" else True)["changed"]
+
+
+@VLANS
+def test_vlans_of_the_host(sandbox: Sandbox) -> None:
+    """Beside the one that it has without a tag."""
+    made: dict[str, Any] = {}
+    for vlans, written in ((["100", "3-5", "4094"], ["3-5", "100", "4094"]), ([1, 6], ["6"]), ([], [])):
+        arguments: dict[str, Any] = {"vlan_filtering": True, "vlans": vlans}
+        foreseen, made = run(check=True, **arguments), run(**arguments)
+        assert made["changed"] and made["operations"] == foreseen["operations"]
+        assert made["diff"] == foreseen["diff"]
+        assert (made["diff"]["after"]["vlans"], made["bridge"]["vlans"]) == (written, written)
+        assert not run(**arguments)["changed"]
+        assert not run()["changed"]
+    assert made["operations"] == ["bridge vlan del dev br0 vid 6 self"]
+    assert "would do nothing" in fail(vlan_filtering=False, vlans=["7"])
 
 
 def test_timers_that_the_kernel_rounds(sandbox: Sandbox) -> None:
@@ -255,6 +277,9 @@ def test_a_port_of_another_bridge(sandbox: Sandbox) -> None:
         ({"hello_time": 0.99}, "the kernel takes 1 to 10"),
         ({"max_age": 40.01}, "the kernel takes 6 to 40"),
         ({"priority": 65536}, "the kernel takes 0 to 65535"),
+        ({"vlan_default_pvid": 4095}, "the kernel takes 0 to 4094"),
+        ({"vlan_filtering": True, "vlans": ["1-4095"]}, "VLANs are 1 to 4094"),
+        ({"vlans": ["100"]}, "vlans of the bridge br0 would do nothing"),
         ({"group_fwd_mask": 1}, "bits 0, 1 and 2"),
         ({"alias": "two\nlines"}, "holds a control character"),
         ({"mtu": 67}, "68 to 65535 bytes"),

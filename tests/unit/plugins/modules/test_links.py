@@ -78,6 +78,21 @@ def test_bridges_and_taps_in_one_task(sandbox: Sandbox) -> None:
     assert again["diff"] == {side: {"bridges": [], "taps": []} for side in ("before", "after")}
 
 
+@pytest.mark.kernel_feature("vlan_filtering")
+def test_many_guests_in_vlans_of_their_own(sandbox: Sandbox) -> None:
+    """More than are asked for one by one; from nothing, then all of them elsewhere, and nothing the second time."""
+    for offset in (100, 200):
+        scene = {
+            "bridges": [{"name": "br0", "vlan_filtering": True, "vlan_default_pvid": 0, "vlans": ["100-299"]}],
+            "taps": [{"name": f"tap{number}", "bridge": "br0", "pvid": offset + number} for number in range(20)],
+        }
+        foreseen, made = run(check=True, **scene), run(**scene)
+        assert made["operations"] == foreseen["operations"]
+        assert f"bridge vlan add dev tap7 vid {offset + 7} pvid untagged" in made["operations"]
+        assert made["diff"]["after"]["taps"][7].items() >= {"pvid": offset + 7, "untagged": [str(offset + 7)]}.items()
+        assert not run(**scene)["changed"]
+
+
 def test_guests_move_and_their_bridge_goes(sandbox: Sandbox) -> None:
     run(**SCENE)
     moved = run(bridges=[{"name": "br1", "state": "absent"}, {"name": "br2"}], taps=[{"name": "tap2", "bridge": "br2"}])

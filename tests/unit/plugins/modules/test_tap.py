@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,7 +98,7 @@ PORT_OPTIONS = [
 ]
 
 
-def changes(option: str, values: tuple[object, object], **always: Any) -> None:
+def changes(option: str, values: tuple[object, ...], **always: Any) -> None:
     """Set at creation or first, changed, foreseen by check mode, read back, unchanged by a second run."""
     for value in values:
         arguments = {**always, option: value}
@@ -131,6 +132,53 @@ def test_option_of_a_port(sandbox: Sandbox, option: str, first: object, second: 
     port = data()["port"]
     assert (int(port[shown], 0) if isinstance(port[shown], str) else port[shown]) == second
     assert not run(**{option: second})["changed"]
+
+
+@pytest.mark.kernel_feature("vlan_filtering")
+@pytest.mark.parametrize(
+    ("option", "values", "always"),
+    [
+        ("pvid", (10, 4094, 0), {}),
+        ("tagged", (["20-22", 30], ["21"], []), {}),
+        ("untagged", ([10, "20-22"], [10]), {"pvid": 10}),
+        ("untagged", ([], [1]), {"pvid": 0, "tagged": ["5"]}),
+    ],
+)
+def test_vlans(sandbox: Sandbox, option: str, values: tuple[object, ...], always: dict[str, Any]) -> None:
+    ip("link", "add", "br0", "type", "bridge", "vlan_filtering", "1")
+    run(bridge="br0")
+    changes(option, values, bridge="br0", **always)
+    assert not run()["changed"]
+    # What is returned asks for what there is.
+    reached = run()["tap"]
+    assert not run(**{name: reached[name] for name in ("pvid", "untagged", "tagged", "bridge")})["changed"]
+
+
+@pytest.mark.kernel_feature("vlan_filtering")
+def test_vlans_of_a_tap_that_moves(sandbox: Sandbox) -> None:
+    """They are those of a new port of the other bridge; a bridge that does not filter has none to tell of."""
+    for name, arguments in (("br0", ["vlan_filtering", "1"]), ("br1", [])):
+        ip("link", "add", name, "type", "bridge", *arguments)
+    guest = run(bridge="br0", pvid=10, tagged=["20"])["tap"]
+    assert (guest["pvid"], guest["untagged"], guest["tagged"]) == (10, ["10"], ["20"])
+    moved = run(bridge="br1")["tap"]
+    assert (moved["pvid"], moved["untagged"], moved["tagged"]) == (None, None, None)
+    assert "because its bridge br1 does not filter them" in fail(pvid=10)
+    back = run(bridge="br0")["tap"]
+    assert (back["pvid"], back["untagged"], back["tagged"]) == (1, ["1"], [])
+    assert "would not be a member of VLAN 1, its pvid" in fail(untagged=["10"])
+
+
+@pytest.mark.kernel_feature("vlan_filtering")
+def test_vlans_in_another_namespace(sandbox: Sandbox) -> None:
+    assert not run(check=True, netns="lab", bridge="br0", pvid=10).get("failed")
+    ip("netns", "add", "lab")
+    ip("-n", "lab", "link", "add", "br0", "type", "bridge", "vlan_filtering", "1")
+    operations = run(netns="lab", bridge="br0", pvid=10)["operations"]
+    assert "bridge -n lab vlan add dev tap0 vid 10 pvid untagged" in operations
+    for operation in operations[-2:]:
+        subprocess.run(operation.split(), check=True)
+    assert not run(netns="lab", bridge="br0", pvid=10)["changed"]
 
 
 def test_flags_of_a_new_tap(sandbox: Sandbox) -> None:
@@ -273,6 +321,13 @@ def test_without_the_device(sandbox: Sandbox) -> None:
         ({"mtu": 67}, "68 to 65521 bytes"),
         ({"mac": "01:00:5e:00:00:01"}, "not a unicast address"),
         ({"mtu": 1000, "ipv6": True}, "has no IPv6"),
+        ({"pvid": 10}, "VLANs of the tap tap0 need it to be a port"),
+        ({"bridge": "br0", "pvid": 10}, "because its bridge br0 does not filter them"),
+        ({"bridge": "br0", "pvid": 4095}, "the kernel takes 0 to 4094"),
+        ({"bridge": "br0", "tagged": ["0"]}, "VLANs are 1 to 4094"),
+        ({"bridge": "br0", "tagged": ["20-10"]}, "the lower one first"),
+        ({"bridge": "br0", "untagged": ["ten"]}, "Write a number or a range"),
+        ({"bridge": "br0", "untagged": ["1-3"], "tagged": ["3-5"]}, "3 is in both lists"),
     ],
 )
 def test_refusals(sandbox: Sandbox, arguments: dict[str, Any], message: str) -> None:

@@ -119,6 +119,16 @@ def test_what_does_no_harm_is_done(bridged: None) -> None:
     assert "192.0.2.1/24" in ip("address", "show", "dev", "br0")
 
 
+@pytest.mark.kernel_feature("vlan_filtering")
+def test_vlans_that_would_part_the_bridge_from_its_card(bridged: None) -> None:
+    apply(vlan_filtering=True)
+    apply(vlan_filtering=False, vlan_default_pvid=7)
+    subprocess.run(["bridge", "vlan", "add", "dev", "card", "vid", "8", "pvid", "untagged"], check=True)
+    with pytest.raises(Refused, match=r"br0 carries .*to set vlan_filtering of br0 to True may cut it"):
+        apply(vlan_filtering=True)
+    assert apply(vlan_filtering=True, force=True).plan.steps
+
+
 @pytest.mark.parametrize(
     "route",
     [["default", "via", "198.51.100.254"], ["-6", "default", "dev", "card"], ["default", "nexthop", "dev", "card"]],

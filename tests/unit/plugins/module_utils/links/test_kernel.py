@@ -10,10 +10,13 @@ import errno
 import json
 import os
 import re
+import shlex
 import socket
 import struct
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Callable
@@ -22,16 +25,25 @@ import pyroute2
 import pytest
 from ansible_collections.hostnet.qemu.plugins.module_utils.links import host, kernel, rtnetlink
 from ansible_collections.hostnet.qemu.plugins.module_utils.links.kernel import Kernel, KernelError
-from ansible_collections.hostnet.qemu.plugins.module_utils.links.model import Bridge, LinksError, Network, Tap, describe
+from ansible_collections.hostnet.qemu.plugins.module_utils.links.model import (
+    Bridge,
+    LinksError,
+    Network,
+    Tap,
+    describe,
+    describe_tap,
+)
 from ansible_collections.hostnet.qemu.plugins.module_utils.links.plan import (
     AddAddress,
     Operation,
     Refused,
     SetMaster,
 )
+from ansible_collections.hostnet.qemu.plugins.module_utils.links.vlans import Vlans
 from ansible_collections.hostnet.qemu.plugins.module_utils.tapfd import tuntap
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from support.guest import kernel_has
 from support.namespaces import Sandbox, ip, mount
 
 MAC = "02:00:00:00:00:01"
@@ -88,6 +100,8 @@ def veth(*names: str) -> None:
 def snapshot() -> dict[str, Any]:
     """What iproute2 says of the links that operations change."""
     state: dict[str, Any] = {}
+    listed = subprocess.run(["bridge", "-j", "vlan", "show"], check=True, capture_output=True).stdout
+    vlans = {port["ifname"]: port["vlans"] for port in json.loads(listed)}
     for link in json.loads(ip("-d", "-j", "link", "show")):
         info = link.get("linkinfo", {})
         state[link["ifname"]] = {
@@ -97,6 +111,8 @@ def snapshot() -> dict[str, Any]:
             "bridge": {key: info.get("info_data", {}).get(key) for key in BRIDGE_SETTINGS}
             if info.get("info_kind") == "bridge"
             else None,
+            "vlans": vlans.get(link["ifname"], []),
+            "filter": [info.get("info_data", {}).get(key) for key in ("vlan_filtering", "vlan_default_pvid")],
             "port": {key: info.get("info_slave_data", {}).get(key) for key in PORT_SETTINGS},
         }
     for link in json.loads(ip("-j", "address", "show")):
@@ -566,9 +582,9 @@ def tasks(draw: st.DrawFn) -> Bridge:
 
 
 def foreseeable(network: Network, name: str) -> dict[str, Any]:
-    """Less what the kernel decides by itself: a MAC address and an MTU that were not set."""
+    """Less what the kernel decides by itself: a MAC address and an MTU that were not set, and whether it has VLANs."""
     description = describe(network, name)
-    for key in ("mac", "mac_pinned", "mtu"):
+    for key in ("mac", "mac_pinned", "mtu", "vlan_default_pvid"):
         description.pop(key, None)
     return description
 
@@ -584,6 +600,226 @@ def test_the_kernel_does_what_the_planner_says(sequence: list[Bridge]) -> None:
             outcome = apply(task)
             assert foreseeable(outcome.after, task.name) == foreseeable(outcome.plan.after, task.name)
             assert apply(task).plan.operations == []
+    finally:
+        box.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# VLANs
+
+VLAN_SCENE = """
+link add br0 type bridge vlan_filtering 1
+link add br1 type bridge vlan_default_pvid 7
+link set p1 master br0
+link set p2 master br1
+tuntap add old mode tap
+link set old master br0
+"""
+VLANS_OF_SCENE = """
+vlan add dev br0 vid 100-102 self
+vlan add dev old vid 20 pvid untagged
+vlan add dev old vid 30-35
+vlan del dev old vid 1
+vlan add dev p1 vid 2-4094
+"""
+
+
+def lay_vlan_scene(tmp_path: Path) -> None:
+    veth("p1", "p2")
+    batch(VLAN_SCENE, tmp_path)
+    for line in VLANS_OF_SCENE.strip().splitlines():
+        subprocess.run(["bridge", *line.split()], check=True)
+
+
+def members(name: str) -> list[tuple[int, ...]]:
+    """What iproute2 says of a port: VLAN, whether it is the PVID, whether it leaves without a tag."""
+    told = [(each["vlan"], each.get("flags", [])) for each in snapshot()[name]["vlans"]]
+    return [(vlan, "PVID" in flags, "Egress Untagged" in flags) for vlan, flags in told]
+
+
+def vlan_tasks() -> tuple[list[Bridge], list[Tap]]:
+    """Every kind of change, of bridges and taps, new and old."""
+    return [
+        bridge("br0", vlan_default_pvid=5, vlans=["102-104", "4094"], force=True),
+        bridge("br1", vlan_filtering=True, vlan_default_pvid=0, vlans=["9"]),
+    ], [
+        tap("old", bridge="br1", pvid=0, untagged=[], tagged=["1-4094"]),
+        tap("new", bridge="br0", pvid=30, tagged=["40-42", "44"]),
+        tap("plain", bridge="br0"),
+    ]
+
+
+def reconcile_vlans(check: bool = False) -> kernel.Outcome:
+    with Kernel() as links:
+        return links.reconcile(*vlan_tasks(), check=check)
+
+
+@pytest.mark.kernel_feature("vlan_filtering")
+def test_vlans(sandbox: Sandbox, tmp_path: Path) -> None:
+    lay_vlan_scene(tmp_path)
+    foreseen = reconcile_vlans(check=True)
+    outcome = reconcile_vlans()
+    assert outcome.plan.operations == foreseen.plan.operations
+    assert {link.name: link.vlans for link in outcome.after} == {link.name: link.vlans for link in foreseen.after}
+    after = snapshot()
+    assert [after[name]["filter"] for name in ("br0", "br1")] == [[1, 5], [1, 0]]
+    own = [(5, True, True)]
+    assert members("br0") == [*own, *((vlan, False, False) for vlan in (102, 103, 104, 4094))]
+    assert members("br1") == [(9, False, False)]
+    # The new default is one of the VLANs that it had already, so the kernel leaves it alone.
+    assert members("p1") == [(1, True, True), *((vlan, False, False) for vlan in range(2, 4095))]
+    assert members("p2") == []
+    assert members("old") == [(vlan, False, False) for vlan in range(1, 4095)]
+    assert members("new") == [(30, True, True), *((vlan, False, False) for vlan in (40, 41, 42, 44))]
+    assert members("plain") == own
+    again = reconcile_vlans()
+    assert again.plan.operations == []
+    # Nobody reads lists of four thousand numbers, and the kernel is not asked for each.
+    assert describe_tap(outcome.after, "old")["tagged"] == ["1-4094"]
+    assert len(outcome.plan.operations) < 40
+
+
+@pytest.mark.kernel_feature("vlan_filtering")
+def test_any_operation_on_vlans_fails(sandbox: Sandbox, tmp_path: Path) -> None:
+    """A port that had left has its VLANs again, and so have those whom a new default has moved."""
+    lay_vlan_scene(tmp_path)
+    bridges, taps = vlan_tasks()
+    assert failures(*bridges, taps=taps) >= 20
+
+
+@pytest.mark.kernel_feature("vlan_filtering")
+def test_the_operations_on_vlans_are_commands_of_iproute2(sandbox: Sandbox, tmp_path: Path) -> None:
+    lay_vlan_scene(tmp_path)
+    for operation in reconcile_vlans(check=True).plan.operations:
+        subprocess.run(shlex.split(operation), check=True)
+    replayed = snapshot()
+    assert reconcile_vlans().plan.operations == []
+    assert snapshot() == replayed
+
+
+@pytest.mark.kernel_feature("vlan_filtering")
+def test_a_bridge_that_has_lost_its_address(sandbox: Sandbox) -> None:
+    """The kernel would answer EINVAL, also to what undoes the removal of a VLAN."""
+    veth("p1")
+    wanted = bridge(vlan_filtering=True, vlans=["5"])
+    apply(replace(wanted, ports=("p1",)))
+    # While it has its address, its VLANs change, and also if it loses it by the same task.
+    assert failures(bridge(vlans=["6"], ports=[], ports_mode="exact")) == 3
+    apply(bridge(vlans=["6"], ports=[], ports_mode="exact"))
+    command = "bridge vlan add dev br0 vid 7 self"
+    done = subprocess.run(shlex.split(command), check=False, capture_output=True)
+    assert b"Invalid argument" in done.stderr
+    with pytest.raises(Refused, match="no MAC address since its last port left"):
+        apply(wanted)
+
+
+@pytest.mark.kernel_feature("vlan_filtering")
+def test_vlans_that_anybody_made_can_be_asked_for(sandbox: Sandbox, tmp_path: Path) -> None:
+    """What is described is a task that changes nothing."""
+    lay_vlan_scene(tmp_path)
+    with Kernel() as links:
+        network = links.read([bridge("br0"), bridge("br1")])
+        described = [describe(network, name) for name in ("br0", "br1")]
+        port = describe_tap(network, "old")
+        assert (described[0]["vlans"], described[1]["vlans"]) == (["100-102"], None)
+        assert (port["pvid"], port["untagged"], port["tagged"]) == (20, ["20"], ["30-35"])
+        # Addresses that are asked for get pinned.
+        wanted = [bridge(**{**each, "mac": None}) for each in described]
+        assert links.reconcile(wanted, [tap(**port)]).plan.operations == []
+
+
+@pytest.mark.kernel_feature("vlan_filtering")
+def test_every_way_of_reading_vlans_reads_the_same(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay_vlan_scene(tmp_path)
+    bridges, taps = vlan_tasks()
+    with Kernel() as links:
+        singly = links.read(bridges, taps)
+        monkeypatch.setattr(kernel, "_FEW", 0)
+        dumped = links.read(bridges, taps)
+    assert [dumped[link.name] for link in singly] == list(singly)
+    assert {link.name for link in singly if link.vlans} == {"br0", "br1", "p1", "p2", "old"}
+
+
+def test_vlans_are_read_only_where_they_matter(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    ip("link", "add", "br0", "type", "bridge")
+    families = []
+
+    class Watched(rtnetlink.Rtnetlink):
+        def ask(self, kind: int, flags: int, body: bytes) -> list[bytes]:
+            families.append(body[0])
+            return super().ask(kind, flags, body)
+
+    monkeypatch.setattr(kernel, "Rtnetlink", Watched)
+    with Kernel() as links:
+        links.reconcile([bridge(stp=True)], [tap("tap0", bridge="br0", isolated=True)])
+        assert families and rtnetlink.AF_BRIDGE not in families
+        links.read([bridge(vlan_filtering=False)])
+        assert families.count(rtnetlink.AF_BRIDGE) == 1
+
+
+@pytest.mark.skipif(kernel_has("vlan_filtering"), reason="this kernel can filter VLANs")
+@pytest.mark.parametrize("arguments", [{"vlan_filtering": True}, {"vlan_default_pvid": 5}])
+def test_a_kernel_that_can_not_filter_vlans(sandbox: Sandbox, arguments: dict[str, Any]) -> None:
+    before = snapshot()
+    with pytest.raises(LinksError, match=r"ENOTSUP|CONFIG_BRIDGE_VLAN_FILTERING") as failure:
+        apply(bridge(**arguments))
+    assert str(failure.value).endswith("What had been done before was undone.")
+    assert snapshot() == before
+    apply(bridge())
+    with pytest.raises(Refused, match="CONFIG_BRIDGE_VLAN_FILTERING"):
+        apply(bridge(**arguments))
+    assert apply(bridge(vlan_filtering=False)).plan.operations == []
+
+
+def test_vlans_of_a_switch_in_a_network_card() -> None:
+    """It describes itself in messages of the same form, which say so: ndo_dflt_bridge_getlink() in the kernel."""
+    request = rtnetlink.vlan_request(7, 10, 12, own=False, untagged=True)
+    switch = rtnetlink.vlan_request(7, 10, 12, own=True, untagged=True)
+    told = [rtnetlink.vlans(rtnetlink.LinkMessage(bytes(16) + body)) for body in (request, switch)]
+    assert told == [Vlans(0, frozenset((10, 11, 12))), None]
+
+
+VLAN_LISTS = st.none() | st.lists(st.sampled_from(["1", "5-7", "6", "4094"]), unique=True)
+
+
+@st.composite
+def tasks_on_vlans(draw: st.DrawFn) -> tuple[Bridge, list[Tap]]:
+    filtering = draw(st.booleans())
+    arguments = {
+        "vlan_filtering": filtering,
+        "vlan_default_pvid": draw(st.sampled_from([None, 0, 1, 6])),
+        "vlans": draw(VLAN_LISTS) if filtering else None,
+        "force": True,
+    }
+    places = {"bridge": draw(st.sampled_from(["br0", "br1", ""]))}
+    name = draw(st.sampled_from(["br0", "br1"]))
+    if filtering and places["bridge"] == name:
+        places.update(pvid=draw(st.sampled_from([None, 0, 6])), tagged=draw(VLAN_LISTS))
+    return bridge(name, **arguments), [tap(draw(st.sampled_from(["tap0", "tap1"])), **places)]
+
+
+@pytest.mark.kernel_feature("vlan_filtering")
+# Shrinking an example takes too long in an emulated guest.
+@settings(max_examples=6, deadline=None, phases=[Phase.explicit, Phase.generate])
+@given(sequence=st.lists(tasks_on_vlans(), min_size=3, max_size=5))
+def test_the_kernel_does_with_vlans_what_the_planner_says(sequence: list[tuple[Bridge, list[Tap]]]) -> None:
+    box = Sandbox()
+    try:
+        with Kernel() as links:
+            links.reconcile([bridge("br0", vlan_filtering=True), bridge("br1")], [tap("tap1", bridge="br0")])
+            for wanted, taps in sequence:
+                try:
+                    outcome = links.reconcile([wanted], taps)
+                except Refused:
+                    # A PVID that is none of the VLANs.
+                    continue
+                # A bridge that the tap has left is of no interest any more.
+                assert {link.name: link.vlans for link in outcome.after} == {
+                    link.name: outcome.plan.after[link.name].vlans for link in outcome.after
+                }
+                assert links.reconcile([wanted], taps).plan.operations == []
     finally:
         box.close()
 

@@ -31,6 +31,7 @@ from ansible_collections.hostnet.qemu.plugins.module_utils.links.model import (
     unicast_mac,
 )
 from ansible_collections.hostnet.qemu.plugins.module_utils.links.plan import CreateBridge
+from ansible_collections.hostnet.qemu.plugins.module_utils.links.vlans import write_vlans
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -224,6 +225,37 @@ def test_bad_alias(text: str) -> None:
     with pytest.raises(BadValue, match=r"^alias of br0: "):
         model.ALIAS.parse(text, "br0")
     assert model.ALIAS.parse("ä" * 127 + "x", "br0") == "ä" * 127 + "x"
+
+
+@pytest.mark.parametrize(
+    ("values", "written"),
+    [
+        ([], []),
+        (["10", "12", "11"], ["10-12"]),
+        ([1, "4094", "4090-4093", "7-7"], ["1", "7", "4090-4094"]),
+        (["1-4094", "5"], ["1-4094"]),
+        (["0010"], ["10"]),
+    ],
+)
+def test_vlans(values: list[object], written: list[str]) -> None:
+    parsed = parse(vlans=values).vlans
+    assert parsed is not None and write_vlans(parsed) == written
+    assert parse(vlans=written).vlans == parsed
+
+
+@pytest.mark.parametrize(
+    "value", ["", "0", "4095", "1-4095", "0-5", "5-4", "-5", "5-", "1-2-3", "ten", "5 ", True, 1.5]
+)
+def test_bad_vlans(value: object) -> None:
+    with pytest.raises(BadValue, match=r"^vlans of bridge br0: "):
+        parse(vlans=["10", value])
+
+
+@given(st.sets(st.integers(1, 4094)))
+def test_vlans_are_written_shortest(vlans: set[int]) -> None:
+    written = write_vlans(vlans)
+    assert parse(vlans=written).vlans == vlans
+    assert len(written) == sum(vlan - 1 not in vlans for vlan in vlans)
 
 
 def test_bridge_holds_what_was_given_and_nothing_else() -> None:

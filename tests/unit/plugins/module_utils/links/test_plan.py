@@ -25,6 +25,7 @@ from ansible_collections.hostnet.qemu.plugins.module_utils.links.model import (
     TAP_PORT_OPTIONS,
     TUN_OPTIONS,
     UP,
+    VLAN_DEFAULT_PVID,
     Address,
     Bridge,
     Link,
@@ -34,6 +35,8 @@ from ansible_collections.hostnet.qemu.plugins.module_utils.links.model import (
 )
 from ansible_collections.hostnet.qemu.plugins.module_utils.links.plan import (
     AddAddress,
+    AddVlans,
+    ChangeVlans,
     CreateBridge,
     CreateTap,
     DeleteLink,
@@ -41,11 +44,14 @@ from ansible_collections.hostnet.qemu.plugins.module_utils.links.plan import (
     Plan,
     Refused,
     RemoveAddress,
+    RemoveVlans,
     Set,
     SetMaster,
     given,
+    given_tap,
     make_plan,
 )
+from ansible_collections.hostnet.qemu.plugins.module_utils.links.vlans import Vlans
 from hypothesis import assume, settings
 from hypothesis import given as for_all
 from hypothesis import strategies as st
@@ -530,6 +536,197 @@ def test_a_task_that_contradicts_itself(bridges: tuple[Bridge, ...], taps: tuple
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# VLANs
+
+
+def vlans(pvid: int = 0, untagged: tuple[int, ...] = (), tagged: tuple[int, ...] = ()) -> Vlans:
+    return Vlans(pvid, frozenset(untagged), frozenset(tagged))
+
+
+def filtering(*ports: Link, own: Vlans | None = None) -> list[Link]:
+    """A bridge that filters, its ports, and their VLANs: those of a new port where they have none."""
+    links = replace(bridge_link(vlan_filtering=True), vlans=own), *ports
+    return [link if link.vlans else replace(link, vlans=Vlans.of_new_port(1)) for link in links]
+
+
+def test_a_new_bridge_filters_when_everybody_has_his_vlans() -> None:
+    desired = bridge(vlan_filtering=True, vlan_default_pvid=0, vlans=["100-110", "5"], ports=["eth1"])
+    guest = tap(bridge="br0", pvid=10, ipv6=True)
+    assert tap_operations(guest, bridges=(desired,), on=[port_link("eth1")]) == [
+        "ip link add name br0 type bridge vlan_default_pvid 0",
+        "ip tuntap add dev tap0 mode tap user 0",
+        "bridge vlan add dev br0 vid 5 self",
+        "bridge vlan add dev br0 vid 100-110 self",
+        "ip link set dev eth1 master br0",
+        "ip link set dev tap0 master br0",
+        "bridge vlan add dev tap0 vid 10 pvid untagged",
+        "ip link set dev tap0 up",
+        "ip link set dev br0 type bridge vlan_filtering 1",
+        "ip link set dev br0 up",
+    ]
+
+
+def test_a_bridge_keeps_what_it_has_untagged() -> None:
+    links = filtering(own=vlans(1, (1,), (100, 200)))
+    assert operations(bridge(), on=links) == []
+    assert operations(bridge(vlans=["200", "300", "1"]), on=links) == [
+        "bridge vlan add dev br0 vid 300 self",
+        "bridge vlan del dev br0 vid 100 self",
+    ]
+    assert operations(bridge(vlans=[]), on=links) == [
+        "bridge vlan del dev br0 vid 100 self",
+        "bridge vlan del dev br0 vid 200 self",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("present", "arguments", "expected"),
+    [
+        # A port of one VLAN: out of that which it had.
+        (vlans(1, (1,)), {"pvid": 10}, ["add dev tap0 vid 10 pvid untagged", "del dev tap0 vid 1"]),
+        (vlans(10, (10,)), {"pvid": 10}, []),
+        (vlans(1, (1,), (20, 21)), {"pvid": 10}, ["add dev tap0 vid 10 pvid untagged", "del dev tap0 vid 1"]),
+        (vlans(1, (1,), (10,)), {"pvid": 10}, ["add dev tap0 vid 10 pvid untagged", "del dev tap0 vid 1"]),
+        (vlans(1, (1,)), {"pvid": 0}, ["del dev tap0 vid 1"]),
+        # More VLANs beside its own.
+        (vlans(1, (1,)), {"tagged": ["20-22", 30]}, ["add dev tap0 vid 20-22", "add dev tap0 vid 30"]),
+        (vlans(1, (1,), (20, 21, 23)), {"tagged": ["20", "22-23"]}, ["add dev tap0 vid 22", "del dev tap0 vid 21"]),
+        (vlans(1, (1,), (20,)), {"tagged": []}, ["del dev tap0 vid 20"]),
+        (vlans(1, (1,), (20,)), {"untagged": ["1", "20"]}, ["add dev tap0 vid 20 untagged"]),
+        # A PVID whose frames leave with a tag, and one that is a VLAN like others.
+        (vlans(1, (1,)), {"tagged": ["1"]}, ["add dev tap0 vid 1 pvid"]),
+        (vlans(1, (1,)), {"pvid": 7, "tagged": ["7"]}, ["add dev tap0 vid 7 pvid", "del dev tap0 vid 1"]),
+        (vlans(1, (1,)), {"pvid": 7, "untagged": [1, 7]}, ["add dev tap0 vid 7 pvid untagged"]),
+        (vlans(1, (1,)), {"pvid": 0, "untagged": [1]}, ["add dev tap0 vid 1 untagged"]),
+        (vlans(1, (1,)), {"pvid": 0, "tagged": [1]}, ["add dev tap0 vid 1"]),
+    ],
+)
+def test_vlans_of_a_tap(present: Vlans, arguments: dict[str, Any], expected: list[str]) -> None:
+    links = filtering(replace(tap_link("tap0", "br0"), vlans=present))
+    plan = make_plan([], Network(links), [tap(**arguments)])
+    assert plan.operations == [f"bridge vlan {words}" for words in expected]
+    assert undo(plan) == plan.before
+    assert make_plan([], plan.after, [tap(**arguments)]).operations == []
+
+
+def test_the_diff_shows_the_vlans_that_follow() -> None:
+    desired = tap(pvid=10)
+    plan = make_plan([], Network(filtering(tap_link("tap0", "br0"))), [desired])
+    assert given_tap(desired, plan.before).items() >= {"pvid": 1, "untagged": ["1"]}.items()
+    assert given_tap(desired, plan.after).items() >= {"pvid": 10, "untagged": ["10"]}.items()
+    assert "tagged" not in given_tap(desired, plan.after)
+
+
+def test_a_port_that_leaves_and_comes_back_has_its_vlans() -> None:
+    port = replace(tap_link("tap0", "br0"), vlans=vlans(7, (7,), (8, 9)))
+    plan = make_plan([], Network(filtering(port)), [tap(bridge="")])
+    assert plan.operations == ["ip link set dev tap0 nomaster"]
+    assert plan.after["tap0"].vlans is None
+    assert [str(operation) for operation in plan.steps[0].inverse] == [
+        "ip link set dev tap0 master br0",
+        "ip link set dev tap0 type bridge_slave cost 2",
+        "bridge vlan add dev tap0 vid 7 pvid untagged",
+        "bridge vlan add dev tap0 vid 8-9",
+        "bridge vlan del dev tap0 vid 1",
+    ]
+
+
+def test_a_new_default_pvid_moves_the_ports_that_have_the_old_one() -> None:
+    """Fact: __br_vlan_set_default_pvid() in net/bridge/br_vlan.c."""
+    states = {
+        "default": vlans(1, (1,), (20,)),
+        "other": vlans(7, (7,)),
+        "tagged": vlans(1, (), (1,)),
+        "member": vlans(1, (1,), (5,)),
+        "none": vlans(),
+    }
+    ports = [replace(port_link(name, "br0"), vlans=state) for name, state in states.items()]
+    links = [replace(bridge_link(), vlans=Vlans.of_new_port(1)), *ports]
+    plan = make_plan([bridge(vlan_default_pvid=5)], Network(links))
+    assert plan.operations == ["ip link set dev br0 type bridge vlan_default_pvid 5"]
+    assert {name: plan.after[name].vlans for name in ("br0", *states)} == {
+        **states,
+        "br0": vlans(5, (5,)),
+        "default": vlans(5, (5,), (20,)),
+    }
+    assert undo(plan) == Network(links)
+    gone = make_plan([bridge(vlan_default_pvid=0)], Network(links))
+    assert gone.after["br0"].vlans == vlans()
+    assert gone.after["default"].vlans == vlans(0, (), (20,))
+    assert gone.after["other"] == plan.before["other"]
+    assert undo(gone) == Network(links)
+    # Where there was none, everybody who is no member of it gets it.
+    back = make_plan([bridge(vlan_default_pvid=5)], gone.after)
+    assert back.after["other"].vlans == vlans(5, (5, 7))
+    assert undo(back) == gone.after
+
+
+def test_a_default_pvid_changes_while_the_bridge_does_not_filter() -> None:
+    """Fact: br_vlan_set_default_pvid() answers EPERM to a bridge that filters."""
+    desired = bridge(vlan_default_pvid=5)
+    switched = [
+        "ip link set dev br0 type bridge vlan_filtering 0",
+        "ip link set dev br0 type bridge vlan_default_pvid 5",
+        "ip link set dev br0 type bridge vlan_filtering 1",
+    ]
+    used = filtering(port_link("eth1", "br0"))
+    with pytest.raises(Refused, match=r"only while it does not filter.*force: true"):
+        operations(desired, on=used)
+    assert operations(replace(desired, force=True), on=used) == switched
+    assert operations(desired, on=filtering()) == switched
+    assert operations(bridge(vlan_default_pvid=1, vlan_filtering=True), on=used) == []
+    assert operations(bridge(vlan_default_pvid=5, vlan_filtering=False), on=used) == switched[:2]
+
+
+@pytest.mark.parametrize(
+    ("desired", "guest", "why"),
+    [
+        (bridge(vlans=["10"]), None, "vlans of the bridge br0 would do nothing.*vlan_filtering: true"),
+        (bridge(vlans=[]), None, "vlans of the bridge br0 would do nothing"),
+        (bridge(vlan_filtering=False), tap(bridge="br0", pvid=10), "VLANs of the tap tap0 would do nothing"),
+        (bridge(), tap(bridge="br0", tagged=["10"]), "because its bridge br0 does not filter"),
+        (bridge(ports=["tap0"]), tap(tagged=["10"]), "because its bridge br0 does not filter"),
+        (bridge(), tap(pvid=10), "VLANs of the tap tap0 need it to be a port"),
+        (bridge(), tap(bridge="", untagged=[]), "VLANs of the tap tap0 need it to be a port"),
+        (bridge(vlan_filtering=True), tap(bridge="br0", untagged=[2]), "not be a member of VLAN 1, its pvid.*0 stands"),
+        (bridge(vlan_filtering=True), tap(bridge="br0", pvid=3, untagged=[2]), "not be a member of VLAN 3, its pvid"),
+    ],
+)
+def test_vlans_that_are_refused(desired: Bridge, guest: Tap | None, why: str) -> None:
+    for links in ([], [replace(bridge_link(), vlans=Vlans.of_new_port(1))]):
+        with pytest.raises(Refused, match=why):
+            make_plan([desired], Network(links), [guest] if guest else [])
+
+
+def test_a_bridge_without_an_address_gets_no_vlans() -> None:
+    """Fact: fdb_add_local() in net/bridge/br_fdb.c; removing them could not be undone."""
+    bare = filtering()[0]
+    bare = replace(bare, settings={**bare.settings, "mac": "00:00:00:00:00:00"}, mac_pinned=False)
+    for arguments in ({"vlans": [5]}, {"vlan_default_pvid": 0}, {"vlan_default_pvid": 5}):
+        with pytest.raises(Refused, match="no MAC address since its last port left"):
+            operations(bridge(**arguments, vlan_filtering=True), on=[bare])
+    assert operations(bridge(vlans=[1], vlan_default_pvid=1), on=[bare]) == []
+
+
+def test_a_kernel_without_vlans() -> None:
+    link = bridge_link()
+    link = replace(link, settings={name: link.settings[name] for name in link.settings if name != "vlan_default_pvid"})
+    assert operations(bridge(vlan_filtering=False), on=[link]) == []
+    for arguments in ({"vlan_filtering": True}, {"vlan_default_pvid": 1}, {"vlan_filtering": True, "vlans": [1]}):
+        with pytest.raises(Refused, match="CONFIG_BRIDGE_VLAN_FILTERING"):
+            operations(bridge(**arguments), on=[link])
+
+
+def test_vlans_that_were_not_read_are_left_alone() -> None:
+    """Where no bridge filters and no task asks for VLANs."""
+    links = [bridge_link(), bridge_link("br1"), tap_link("tap0", "br0", ipv6=1)]
+    plan = make_plan([], Network(links), [tap(bridge="br1")])
+    assert plan.operations == ["ip link set dev tap0 master br1"]
+    assert plan.after["tap0"].vlans is None
+    assert undo(plan) == Network(links)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Properties
 
 BRIDGES = ("br0", "br1", "br2")
@@ -546,8 +743,17 @@ ADDRESSES = (
     "fe80::1/64",
     "10.0.0.1 peer 10.0.0.2/32",
 )
+VLANS = st.sets(st.sampled_from([1, 2, 3, 4, 5, 4094]))
+VLAN_LISTS = st.lists(st.sampled_from(["1", "2", "2-4", "5", "4093-4094"]), unique=True, max_size=3)
 DELAYS = st.sampled_from([0, 1, 2, 2.5, 15, 30, 31])
 MTUS = st.sampled_from([68, 1279, 1280, 1400, 1500, 9000])
+
+
+@st.composite
+def memberships(draw: st.DrawFn) -> Vlans:
+    untagged, tagged = draw(VLANS), draw(VLANS)
+    pvid = draw(st.sampled_from([0, *sorted(untagged | tagged)]))
+    return Vlans(pvid, frozenset(untagged), frozenset(tagged - untagged))
 
 
 @st.composite
@@ -575,17 +781,20 @@ def networks(draw: st.DrawFn) -> Network:
             multicast_snooping=draw(st.booleans()),
             group_fwd_mask=draw(st.sampled_from([0, 0x4000])),
             alias=draw(st.sampled_from(["", "one"])),
+            vlan_filtering=draw(st.booleans()),
+            vlan_default_pvid=draw(st.sampled_from([0, 1, 5])),
         )
         marked = (replace(address, dynamic=index in dynamic) for index, address in enumerate(kept))
         # The kernel lists the addresses of one IPv4 subnet by age, like this.
-        links.append(replace(link, addresses=tuple(marked)))
+        links.append(replace(link, addresses=tuple(marked), vlans=draw(memberships())))
     masters = ["", *(link.name for link in links)]
     for name in PORTS:
         master = draw(st.sampled_from(masters))
         kind = draw(st.sampled_from(["veth", "idle tap", "held tap", "guest's tap"]))
         link = port_link(name, master, up=draw(st.booleans()), mtu=draw(MTUS))
         if master:
-            link = replace(link, settings={**link.settings, "isolated": draw(st.booleans()), "cost": 5})
+            settings = {**link.settings, "isolated": draw(st.booleans()), "cost": 5}
+            link = replace(link, settings=settings, vlans=draw(memberships()))
         if kind != "veth":
             holder = "" if kind == "idle tap" else kind
             tun: dict[str, Value] = {
@@ -625,6 +834,8 @@ def desires(draw: st.DrawFn) -> list[Bridge]:
             "multicast_querier": draw(st.sampled_from([None, False, True])),
             "group_fwd_mask": draw(st.sampled_from([None, 0, 8, 0xFFF8])),
             "alias": draw(st.sampled_from([None, "", "one", "two words"])),
+            "vlan_filtering": draw(st.sampled_from([None, None, False, True])),
+            "vlan_default_pvid": draw(st.sampled_from([None, None, 0, 1, 5])),
             "ports_mode": draw(st.sampled_from(["append", "exact"])),
             "addresses_mode": draw(st.sampled_from(["append", "exact"])),
         }
@@ -637,6 +848,8 @@ def desires(draw: st.DrawFn) -> list[Bridge]:
             arguments["addresses"] = list(
                 {text.split("/")[0] if ":" in text else text: text for text in texts}.values()
             )
+        if arguments["vlan_filtering"]:
+            arguments["vlans"] = draw(st.none() | VLAN_LISTS)
         found.append(bridge(name, **arguments))
     return found
 
@@ -662,6 +875,9 @@ def tap_desires(draw: st.DrawFn) -> list[Tap]:
         if arguments["bridge"]:
             arguments["isolated"] = draw(st.sampled_from([None, True, False]))
             arguments["cost"] = draw(st.sampled_from([None, 5, 7]))
+            if draw(st.booleans()):
+                arguments["pvid"] = draw(st.sampled_from([None, 0, 1, 5]))
+                arguments["tagged"] = draw(st.none() | VLAN_LISTS)
         found.append(tap(name, **arguments))
     return found
 
@@ -719,6 +935,7 @@ def what_can_not_be_undone_comes_last(plan: Plan) -> None:
 
 def what_is_not_asked_for_stays(plan: Plan) -> None:
     wishes = {each.name: each for each in plan.bridges}
+    vlans_stay(plan)
     listed = {port for each in plan.bridges for port in each.ports or ()}
     taps = {each.name: each for each in plan.taps}
     for link in plan.before:
@@ -748,7 +965,19 @@ def what_is_not_asked_for_stays(plan: Plan) -> None:
             ipv4 = {each.key for each in link.addresses if each.dynamic and not each.ipv6}
             assert ipv4 <= {each.key for each in after.addresses}
         elif link.name not in listed and (owner is None or (owner.present and (link.holder or not owner.ports_exact))):
-            assert plan.after[link.name] == link
+            assert replace(plan.after[link.name], vlans=link.vlans) == link
+
+
+def vlans_stay(plan: Plan) -> None:
+    """Of a port that stays where it is, and of a bridge, but for what a new default PVID does to them."""
+    asked = {each.name for each in (*plan.bridges, *plan.taps) if each.vlans is not None}
+    for link in plan.before:
+        after = plan.after.get(link.name)
+        if link.vlans is None or after is None or after.master != link.master or link.name in asked:
+            continue
+        old, new = (network[link.master or link.name].settings for network in (plan.before, plan.after))
+        pvids = int(old[VLAN_DEFAULT_PVID.name]), int(new[VLAN_DEFAULT_PVID.name])
+        assert after.vlans == (link.vlans if pvids[0] == pvids[1] else link.vlans.after_default(*pvids))
 
 
 def the_kernel_would_take_every_operation(plan: Plan) -> None:
@@ -772,8 +1001,18 @@ def the_kernel_would_take_every_operation(plan: Plan) -> None:
                 changed = {**link.settings, operation.option.name: operation.value}
                 if operation.option in (STP, FORWARD_DELAY):
                     assert not changed[STP.name] or 200 <= int(changed[FORWARD_DELAY.name]) <= 3000
+                if operation.option is VLAN_DEFAULT_PVID:
+                    assert not link.filters_vlans
                 if operation.option is MTU:
                     assert 68 <= int(operation.value) <= 65535
+            elif isinstance(operation, ChangeVlans):
+                assert link.vlans is not None and operation.own is link.is_bridge
+                members = set(range(operation.first, operation.last + 1))
+                assert min(members) >= 1 and max(members) <= 4094
+                if isinstance(operation, RemoveVlans):
+                    assert members <= link.vlans.members
+                if isinstance(operation, AddVlans) and operation.pvid:
+                    assert len(members) == 1
             elif isinstance(operation, GiveTap):
                 assert link.is_tap and link.persistent and not link.holder and operation.value != NOBODY
             elif isinstance(operation, AddAddress) and operation.address.ipv6:
