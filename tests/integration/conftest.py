@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.install import ROOT, STUBS
+from support.install import LAUNCHER, ROOT, STUBS
 from support.namespaces import Sandbox
 from support.playbook import Playbook, prepare
 
@@ -65,6 +65,11 @@ def request_of_role(links_sources: dict[str, str]) -> dict[str, Any]:
     return {
         **{name.removeprefix("qemu_bridge_"): value for name, value in defaults.items()},
         "default_helper": {**distribution["qemu_bridge__default_helper"], "wanted": False},
+        "apparmor": {
+            **variables["qemu_bridge__apparmor"],
+            "block": f"# BEGIN of what Ansible manages (role hostnet.qemu.qemu_bridge)\n{LAUNCHER} PUx,\n"
+            "# END of what Ansible manages (role hostnet.qemu.qemu_bridge)",
+        },
         "header": variables["qemu_bridge__header"],
         "paths": variables["qemu_bridge__paths"],
         "interpreters": [],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -17,12 +18,13 @@ from typing import Any
 import pytest
 from support.install import LAUNCHER
 from support.namespaces import Sandbox, ip
-from support.packages import allow_dpkg, dpkg, fetch
+from support.packages import allow_dpkg, dpkg, fetch, unpack
 from support.playbook import Playbook
 from support.qemu import BRIDGE_HELPER, QEMU, Debian, lay
 from support.user import User, take_tap
 
 ASIDE = Path(f"{BRIDGE_HELPER}.before-hostnet-qemu")
+APPARMOR = Path("/etc/apparmor.d")
 # Seconds: an emulator that starts on a machine that does other things besides.
 PATIENCE = 60
 
@@ -294,3 +296,86 @@ def test_what_took_the_place_of_the_link_is_not_removed(
     request_of_role["state"] = state
     (problem,) = program.survey(request_of_role)["problems"]
     assert f"{BRIDGE_HELPER} is not the role's link any more" in problem
+
+
+@pytest.fixture(scope="session")
+def apparmor_packages() -> dict[str, Path]:
+    """AppArmor, and the profile of libvirtd, asked for before any sandbox."""
+    return fetch("apparmor", "libvirt-daemon-system")
+
+
+@pytest.fixture
+def compile_profile(apparmor_packages: dict[str, Path], host: Sandbox) -> Callable[[], str]:
+    """Lay AppArmor's and libvirt's profiles, as installed, and return how to compile that of libvirtd.
+
+    The answer has the rules of the whole profile as AppArmor's parser reads them. Syntax errors fail.
+    """
+    for name, archive in apparmor_packages.items():
+        unpacked = unpack(archive, host.scratch / name)
+        shutil.copytree(unpacked / "etc/apparmor.d", APPARMOR, dirs_exist_ok=True)
+    # By libvirt's postinst.
+    (APPARMOR / "local/usr.sbin.libvirtd").touch()
+    parser = host.scratch / "apparmor/sbin/apparmor_parser"
+
+    def compile_it() -> str:
+        command = [parser, "--skip-kernel-load", "--skip-cache", "--dump", "rule-exprs", APPARMOR / "usr.sbin.libvirtd"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    return compile_it
+
+
+def test_libvirtd_may_run_the_helper(compile_profile: Callable[[], str], playbook: Playbook) -> None:
+    local = APPARMOR / "local/usr.sbin.libvirtd"
+    local.write_text("# Ours.\n/opt/hooks/** PUx,\n")
+    before = local.read_text()
+    assert str(LAUNCHER) not in compile_profile()
+    check = playbook.converge({}, "--check")
+    assert "Add a rule to libvirt's profiles" in check.output
+    assert local.read_text() == before
+
+    playbook.converge({})
+    rules = [line.split()[1] for line in compile_profile().splitlines() if line.startswith("rule: ")]
+    assert str(LAUNCHER) in rules
+    assert "/opt/hooks/** PUx," in local.read_text()
+    assert not (APPARMOR / "local/usr.sbin.virtqemud").exists()
+    again = playbook.converge({})
+    assert again.changed == 0, again.output
+
+    with local.open("a", encoding="ascii") as file:
+        file.write("/opt/more PUx,\n")
+    playbook.converge({"qemu_bridge_state": "absent"})
+    assert local.read_text() == before + "/opt/more PUx,\n"
+
+
+def test_what_is_done_about_profiles(host: Sandbox, program: ModuleType, request_of_role: dict[str, Any]) -> None:
+    """The additions of those that are there and have some; the kernel is told of those that it enforces."""
+    apparmor = request_of_role["apparmor"]
+    apparmor["loaded"] = str(host.scratch / "profiles")
+
+    def found() -> list[tuple[str, str, bool]]:
+        change = program.survey(request_of_role)["distribution"].get("apparmor", {"files": []})
+        return [(Path(file["path"]).name, file["state"], file["loaded"]) for file in change["files"]]
+
+    shutil.rmtree(APPARMOR, ignore_errors=True)
+    assert found() == []
+    (APPARMOR / "local").mkdir(parents=True)
+    libvirtd, virtqemud = (APPARMOR / name for name in ("usr.sbin.libvirtd", "usr.sbin.virtqemud"))
+    libvirtd.write_text("profile libvirtd /usr/sbin/libvirtd {\n  #include <local/usr.sbin.libvirtd>\n}\n")
+    virtqemud.write_text("profile virtqemud /usr/sbin/virtqemud {\n  # without <local/usr.sbin.virtqemud>\n}\n")
+    assert found() == [("usr.sbin.libvirtd", "present", False)]
+    Path(apparmor["loaded"]).write_text("virtqemud (enforce)\nlibvirtd//qemu_bridge_helper (enforce)\n")
+    virtqemud.write_text("profile virtqemud {\n  include if exists <local/usr.sbin.virtqemud>\n}\n")
+    assert found() == [("usr.sbin.libvirtd", "present", False), ("usr.sbin.virtqemud", "present", True)]
+    Path(apparmor["loaded"]).write_text("/usr/sbin/libvirtd (complain)\nvirtqemud-other (enforce)\n")
+    assert found() == [("usr.sbin.libvirtd", "present", True), ("usr.sbin.virtqemud", "present", False)]
+
+    block = apparmor["block"]
+    (APPARMOR / "local/usr.sbin.libvirtd").write_text(f"# theirs\n{block}\n")
+    (APPARMOR / "local/usr.sbin.virtqemud").write_text(block.replace("PUx", "ix") + "\n")
+    assert found() == [("usr.sbin.virtqemud", "present", False)]
+    # A profile that is gone with its package leaves what was added to it.
+    virtqemud.unlink()
+    request_of_role["state"] = "absent"
+    assert found() == [("usr.sbin.libvirtd", "absent", True), ("usr.sbin.virtqemud", "absent", False)]

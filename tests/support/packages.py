@@ -23,7 +23,7 @@ def fetch(*names: str) -> dict[str, Path]:
     Must be called in the machine's own network namespace. Raises ArtefactError.
     """
     CACHE.mkdir(exist_ok=True)
-    directory = CACHE / "packages"
+    directory = CACHE / "archives"
     with open(CACHE / "lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         directory.mkdir(exist_ok=True)

@@ -754,8 +754,35 @@ class Distribution:
 
     def found(self) -> dict[str, dict[str, Any]]:
         """What there is to do, by the files of tasks that do it; nothing for what is as it should be."""
-        changes = {"default_helper": self._default_helper()}
+        changes = {"default_helper": self._default_helper(), "apparmor": self._apparmor()}
         return {name: change for name, change in changes.items() if change is not None}
+
+    def _apparmor(self) -> dict[str, Any] | None:
+        """The additions to the profiles of libvirt's daemons that are missing, wrong, or no longer needed."""
+        apparmor = self.request["apparmor"]
+        files = []
+        for name, program in apparmor["profiles"].items():
+            path = os.path.join(apparmor["directory"], "local", name)
+            text = _read(path).decode("utf-8", "replace")
+            profile = _read(os.path.join(apparmor["directory"], name)).decode("utf-8", "replace")
+            # A profile is free to have no additions, and then they would do nothing.
+            included = re.search(rf"^\s*#?include (if exists )?<local/{re.escape(name)}>", profile, re.M)
+            wanted = self.present and included is not None
+            if wanted and f"\n{apparmor['block']}\n" in f"\n{text}":
+                continue
+            if wanted or apparmor["block"].partition("\n")[0] in text.splitlines():
+                files.append(
+                    {
+                        "path": path,
+                        "profile": os.path.join(apparmor["directory"], name),
+                        "state": "present" if wanted else "absent",
+                        # The kernel's lines are `NAME (MODE)`; the name was a path in older profiles.
+                        "loaded": bool(profile)
+                        and re.search(rf"^(/usr/sbin/)?{program} \(", _loaded_profiles(apparmor["loaded"]), re.M)
+                        is not None,
+                    }
+                )
+        return {"files": files} if files else None
 
     def _default_helper(self) -> dict[str, Any] | None:
         """How QEMU's own path to a helper comes to lead to ours, or ceases to."""
@@ -769,7 +796,7 @@ class Distribution:
             return None
         aside = path + SET_ASIDE
         target = _diverted(path) if diverts else path
-        leads = os.path.islink(path) and os.readlink(path) == self.request["paths"]["launcher"]
+        leads = _leads_to(path, self.request["paths"]["launcher"])
         diverted = target == aside
         wanted = self.present and self.request["default_helper"]["wanted"]
         if wanted:
@@ -851,6 +878,14 @@ class Distribution:
 def _diverted(path: str) -> str:
     """Where dpkg lays what packages have at `path`: there, unless it is diverted."""
     return _output("dpkg-divert", "--truename", path).rstrip("\n")
+
+
+def _loaded_profiles(path: str) -> str:
+    """The profiles that the kernel enforces; nothing where AppArmor is off, or the business of the host above."""
+    try:
+        return _read(path).decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def _output(*command: str) -> str:
