@@ -5,6 +5,7 @@
 
 Options and their rules are those of NetdevTapOptions and NetdevBridgeOptions (qapi/net.json) and of net_init_tap()
 (net/tap.c), the same from QEMU 7.2 to 10.0. The sentences of the rules are QEMU's, so that a search for one finds both.
+QEMU 11 has the same options, other sentences, and a few things more that go together.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ description:
   - Some mistakes that QEMU lets pass are refused, too. They are an O(_input.br) that has no effect, an
     O(_input.ifname) that QEMU would cut to 15 bytes, and an O(_input.br) that the shell of an O(_input.helper) with
     arguments would not take as a plain word.
+  - The rules are those of QEMU 7.2 to 10.0. What goes together only from QEMU 11 on, such as O(_input.queues) with
+    O(_input.vhostfds), is refused.
   - Whether the files, the bridge and the descriptors exist is for the host to say when QEMU starts.
 positional: _input
 options:
@@ -97,7 +100,7 @@ options:
         type: bool
       vhostfd:
         description:
-          - The number of the descriptor of an open C(/dev/vhost-net).
+          - The number of the descriptor of an open C(/dev/vhost-net), for a tap with one queue.
         type: int
       vhostfds:
         description:
@@ -391,6 +394,9 @@ def _check_tap(what: str, options: dict[str, str], hub: bool) -> None:
         _refuse(what, "The number of fds passed does not match the number of vhostfds passed")
     if options.get("vhost") == "off" and ("vhostfd" in options or "vhostfds" in options):
         _refuse(what, "vhostfd(s)= is not valid without vhost")
+    # QEMU 11 says so; those before give the one descriptor to each queue, which the kernel refuses.
+    if "vhostfd" in options and options.get("queues", "1") != "1":
+        _refuse(what, f"expected {options['queues']} socket fds, got 1: vhostfd= is for a tap with one queue")
     # QEMU takes it and does nothing with it. The first version of -net bridge refused it, in these words.
     if "br" in options and way != "helper":
         _refuse(what, f"br= is invalid with {way}=; only a helper puts the tap on a bridge: give helper=, or drop br=")

@@ -20,6 +20,7 @@ import struct
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,9 +28,10 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.hostnet.qemu.plugins.filter.netdev import BRIDGE, TAP, netdev
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.install import LAUNCHER, install
+from support.hosts import Host, release_host, this_host
+from support.install import LAUNCHER
 from support.namespaces import Sandbox, ip
-from support.qemu import QEMU, Debian, lay
+from support.qemu import QEMU, Debian
 
 # <linux/if_tun.h>
 TUNSETIFF = 0x400454CA
@@ -47,6 +49,7 @@ LATER = re.compile(
     r": (bridge helper failed|could not configure /dev/net/tun.*|network script .* failed with status .*"
     r"|.*: Can't use file descriptor \d+: .*|Unable to query TUNGETIFF on FD \d+: .*|TUNSETSNDBUF ioctl failed: .*"
     r"|tap: open vhost char device failed: .*|vhost-net requested but could not be initialized"
+    r"|Could not open '/dev/vhost-net': .*|Can't set file descriptor \d+ non-blocking: .*"
     r"|vnet_hdr not consistent across given tap fds)$",
     re.MULTILINE,
 )
@@ -56,19 +59,20 @@ NO_VHOST = re.compile(r"warning: (tap: open vhost char device failed|vhost-net r
 STRICTER = re.compile(r"br= is invalid with |would be read by a shell|can't be the name of a link|helper is empty")
 
 
-# Those of net_init_tap().
+# Those of net_init_tap() up to QEMU 10; QEMU 11 has others, and lets pass what is in ALLOWED.
 SENTENCES = re.compile(
     r"ifname=.* are invalid with (fd|fds|helper)=|vhostfds= is invalid if fds= wasn't specified"
     r"|The number of fds passed does not match the number of vhostfds passed|vhostfd\(s\)= is not valid without vhost"
     r"|Multiqueue tap cannot be used with hubs"
 )
+ALLOWED = re.compile(r"Multiqueue tap cannot be used with hubs|vhostfds= is invalid if|, and vhostfds= are invalid")
 
 
-def ask(option: str, argument: str) -> str:
+def ask(host: Host, option: str, argument: str) -> str:
     """What QEMU says of this argument, warnings too; an empty string if nothing."""
-    command = [QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "none", option, argument]
+    command = host.command(QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "none")
     done = subprocess.run(
-        [*command, "-device", "no-such-device"],
+        [*command, option, argument, "-device", "no-such-device"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         pass_fds=[SINGLE, *QUEUES, NO_TAP],
@@ -77,6 +81,11 @@ def ask(option: str, argument: str) -> str:
     said = done.stderr.decode(errors="replace")
     assert done.returncode != 0, said
     return re.split(r"^.*: 'no-such-device' is not a valid device model name$", said, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def modern(host: Host) -> bool:
+    """Whether QEMU has the rules of 11 and later."""
+    return int(host.version().split(".")[0]) >= 11
 
 
 def parsed(said: str) -> bool:
@@ -105,18 +114,21 @@ def open_tap(name: bytes, flags: int, descriptor: int) -> None:
 
 
 @pytest.fixture
-def host(debian: Debian, sandbox: Sandbox) -> Iterator[Sandbox]:
+def host(release: tuple[str, Path | None], debian: Debian, sandbox: Sandbox) -> Iterator[Host]:
     """A host with QEMU, our helper, br0, and taps that are open already."""
-    install(sandbox)
-    lay(sandbox, debian)
-    for script in ("/etc/qemu-ifup", "/etc/qemu-ifdown"):
-        os.symlink("/bin/true", script)
+    _suite, tree = release
+    acl = "allow br0\n"
+    host = release_host(sandbox, tree, acl) if tree else this_host(sandbox, debian, acl)
+    for script in (Path("/etc/qemu-ifup"), Path("/etc/qemu-ifdown")):
+        host.put(script, b"#!/bin/sh\n", 0o755)
     ip("link", "add", "br0", "type", "bridge")
     open_tap(b"single", 0, SINGLE)
     for descriptor in QUEUES:
         open_tap(b"queues", IFF_MULTI_QUEUE, descriptor)
-    os.dup2(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC), NO_TAP, inheritable=False)
-    yield sandbox
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, NO_TAP, inheritable=False)
+    os.close(null)
+    yield host
     for descriptor in (SINGLE, *QUEUES, NO_TAP):
         os.close(descriptor)
 
@@ -161,41 +173,41 @@ def backends(draw: st.DrawFn) -> dict[str, Any]:
     return {"type": kind, **{key: draw(values[key]) for key in names}}
 
 
-def compare(option: str, options: dict[str, Any]) -> str:
+def compare(host: Host, option: str, options: dict[str, Any]) -> str:
     """Have the filter and QEMU judge these options, fail unless they agree, and return how they did."""
     try:
         argument = netdev(options, legacy=option == "-net")
     except AnsibleFilterError as error:
-        said = ask(option, written(options))
+        said = ask(host, option, written(options))
         if STRICTER.search(str(error)):
             return "stricter"
-        assert said, (written(options), error)
+        if not said:
+            assert ALLOWED.search(str(error)) and modern(host), (written(options), error)
+            return "stricter"
         # The sentences of QEMU's rules. It comes to the one about vhost after it has opened the tap.
         sentence = SENTENCES.search(str(error))
-        assert not sentence or sentence[0] in said or LATER.search(said), (error, said)
+        assert not sentence or sentence[0] in said or LATER.search(said) or modern(host), (error, said)
         return "rule" if sentence else "value"
-    said = ask(option, argument)
+    said = ask(host, option, argument)
     assert parsed(said), (argument, said)
     return "failed" if said else "made"
 
 
 @pytest.mark.parametrize("option", ["-netdev", "-net"])
-def test_generated_options(host: Sandbox, option: str) -> None:
+def test_generated_options(host: Host, option: str) -> None:
     seen: Counter[str] = Counter()
 
-    @settings(
-        max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
-    )
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
     @given(backends())
     def judge(options: dict[str, Any]) -> None:
-        seen[compare(option, options)] += 1
+        seen[compare(host, option, options)] += 1
 
     judge()
-    assert min(seen["made"], seen["value"]) >= 5, seen
+    assert min(seen["made"], seen["value"]) >= 3, seen
 
 
 @pytest.mark.parametrize("option", ["-netdev", "-net"])
-def test_every_pair_of_options(host: Sandbox, option: str) -> None:
+def test_every_pair_of_options(host: Host, option: str) -> None:
     """All that net_init_tap() excludes, and nothing else, with values that are right by themselves."""
     right: dict[str, Any] = {
         **{"ifname": "tap0", "fd": SINGLE, "fds": QUEUES, "script": "no", "downscript": "no", "br": "br0"},
@@ -204,27 +216,26 @@ def test_every_pair_of_options(host: Sandbox, option: str) -> None:
     }
     assert {"id", *right} == set(TAP)
     seen = Counter(
-        compare(option, {"type": "tap", "id": "hn0", **{key: right[key] for key in pair}})
+        compare(host, option, {"type": "tap", "id": "hn0", **{key: right[key] for key in pair}})
         for pair in itertools.combinations(right, 2)
     )
     assert min(seen["made"], seen["rule"]) >= 20, seen
 
 
-def test_a_value_arrives_as_it_was_given(host: Sandbox) -> None:
+def test_a_value_arrives_as_it_was_given(host: Host) -> None:
     """Whatever is in the name of a script, and above all commas: QEMU finds exactly that file."""
     directory = host.scratch / "scripts"
-    directory.mkdir()
-    (directory / "true").symlink_to("/bin/true")
+    host.put(directory / "true", b"#!/bin/sh\n", 0o755)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(st.text(st.sampled_from(",,,=: .\"'\\;$%-\n\u00e9\u4e2dab"), min_size=1, max_size=20))
     def find(name: str) -> None:
         script = directory / f"script{name}"
-        script.symlink_to("true")
+        host.outside(script).symlink_to("true")
         try:
             options = {"type": "tap", "id": "hn0", "script": str(script), "downscript": "no", "vhost": False}
-            assert ask("-netdev", netdev(options)) == ""
+            assert ask(host, "-netdev", netdev(options)) == ""
         finally:
-            script.unlink()
+            host.outside(script).unlink()
 
     find()

@@ -43,11 +43,13 @@ class Host(NamedTuple):
         """Where a file of the host is for us."""
         return self.root / path.relative_to("/")
 
+    def command(self, program: Path, *arguments: str, user: int = 0) -> list[str]:
+        """What starts a program of the host as a user, whose only group has the same number."""
+        return ["chroot", f"--userspec={user}:{user}", "--groups=", str(self.root), str(program), *arguments]
+
     def version(self) -> str:
         """The version of QEMU, such as 7.2."""
-        done = subprocess.run(
-            ["chroot", str(self.root), QEMU, "--version"], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(self.command(QEMU, "--version"), capture_output=True, text=True, check=False)
         found = re.match(r"QEMU emulator version (\d+\.\d+)", done.stdout)
         if not found:
             raise ArtefactError(f"{QEMU} does not start in {self.root}: {done.stderr.strip()}")

@@ -98,6 +98,10 @@ def test_net(options: dict[str, Any], argument: str) -> None:
         ),
         ({**TAP, "fd": 3, "vhost": False, "vhostfd": 4}, "netdev hn0: vhostfd(s)= is not valid without vhost"),
         ({**TAP, "fds": [3], "vhost": "off", "vhostfds": [4]}, "netdev hn0: vhostfd(s)= is not valid without vhost"),
+        (
+            {**TAP, "queues": 2, "vhostfd": 4},
+            "netdev hn0: expected 2 socket fds, got 1: vhostfd= is for a tap",
+        ),
         # The sentence of the first -net bridge.
         ({**TAP, "br": "br0"}, "netdev hn0: br= is invalid with script=; only a helper puts the tap on a bridge"),
         ({**TAP, "br": "br0", "fd": 3}, "netdev hn0: br= is invalid with fd=; only a helper puts"),
