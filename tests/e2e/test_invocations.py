@@ -62,10 +62,13 @@ class Invocation(NamedTuple):
     @property
     def words(self) -> str:
         """As it is typed, and as the table has it."""
-        return " ".join(f'"{word}"' if " " in word else word for word in self.arguments())
+        words = " ".join(f'"{word}"' if " " in word else word for word in self.arguments())
+        return f"qemu-bridge-run --br=br0 -- … {words}" if "fd" in self.backend else words
 
 
-COMMAND = f"{HELPER} --br=br1"
+HELPER_OF_BR1 = f"{HELPER} --br=br1"
+# `Machine` has qemu-bridge-run start a QEMU with this placeholder, and ask for a tap on br0.
+GIVEN = {"type": "tap", "fd": "{fd}"}
 TAP = {"type": "tap", "ifname": "tap0", "script": "no", "downscript": "no"}
 OWNED = {"name": "tap0", "owner": str(UID), "bridge": "br0", "up": True}
 INVOCATIONS = [
@@ -75,8 +78,10 @@ INVOCATIONS = [
         for option in ("-net", "-netdev")
         for backend in ({"type": "bridge"}, {"type": "tap", "helper": HELPER}, {"type": "bridge", "helper": HELPER})
     ),
-    Invocation("-net", {"type": "tap", "helper": COMMAND}, "br1"),
-    Invocation("-netdev", {"type": "tap", "helper": COMMAND}, "br1"),
+    Invocation("-net", {"type": "tap", "helper": HELPER_OF_BR1}, "br1"),
+    Invocation("-netdev", {"type": "tap", "helper": HELPER_OF_BR1}, "br1"),
+    Invocation("-net", GIVEN),
+    Invocation("-netdev", GIVEN),
     Invocation("-net", TAP, tap=OWNED),
     Invocation("-netdev", TAP, tap=OWNED),
     Invocation("-netdev", {**TAP, "queues": 4}, tap={**OWNED, "multi_queue": True}, queues=4),
@@ -241,19 +246,21 @@ while :; do sleep 60; done
 # Of a guest, the ways to its bridges, each a bridge of its own. There can only be one -net in a guest.
 GUESTS: dict[str, list[Invocation]] = {
     "bridge": [
-        Invocation("-net", {"type": "bridge", "br": "ping1"}),
-        Invocation("-netdev", {"type": "bridge", "br": "ping2"}),
-        Invocation("-netdev", {"type": "tap", "br": "ping3", "helper": HELPER}),
-        Invocation("-netdev", {"type": "tap", "helper": f"{HELPER} --br=ping4"}),
-        Invocation("-netdev", {**TAP, "ifname": "tap5"}, tap={**OWNED, "name": "tap5", "bridge": "ping5"}),
+        Invocation("-net", {"type": "bridge", "br": "ping1"}, "ping1"),
+        Invocation("-netdev", {"type": "bridge", "br": "ping2"}, "ping2"),
+        Invocation("-netdev", {"type": "tap", "br": "ping3", "helper": HELPER}, "ping3"),
+        Invocation("-netdev", {"type": "tap", "helper": f"{HELPER} --br=ping4"}, "ping4"),
+        Invocation("-netdev", GIVEN),
+        Invocation("-netdev", {**TAP, "ifname": "tap6"}, "ping6", tap={**OWNED, "name": "tap6", "bridge": "ping6"}),
         Invocation(
             "-netdev",
-            {**TAP, "ifname": "tap6", "queues": 4},
-            tap={**OWNED, "name": "tap6", "bridge": "ping6", "multi_queue": True},
+            {**TAP, "ifname": "tap7", "queues": 4},
+            "ping7",
+            tap={**OWNED, "name": "tap7", "bridge": "ping7", "multi_queue": True},
             queues=4,
         ),
     ],
-    "tap": [Invocation("-net", {"type": "tap", "br": "ping1", "helper": HELPER})],
+    "tap": [Invocation("-net", {"type": "tap", "br": "ping1", "helper": HELPER}, "ping1")],
     "script": [Invocation("-netdev", {"type": "tap", "script": str(IFUP), "downscript": "no"}, user=0)],
 }
 
@@ -270,11 +277,11 @@ def card(number: int, invocation: Invocation) -> list[str]:
 def test_a_guest_reaches_its_host(host: Host, debian: Debian, kind: str) -> None:
     """Frames go both ways through a tap of each kind."""
     invocations = dict(enumerate(GUESTS[kind], start=1))
-    for number in invocations:
-        ip("link", "add", f"ping{number}", "type", "bridge")
-        ip("address", "add", f"10.99.{number}.1/24", "dev", f"ping{number}")
-        ip("link", "set", f"ping{number}", "up")
-    host.put(IFUP, SCRIPT.replace(b"br0", b"ping1"), 0o755)
+    for number, invocation in invocations.items():
+        if invocation.bridge not in BRIDGES:
+            ip("link", "add", invocation.bridge, "type", "bridge")
+            ip("link", "set", invocation.bridge, "up")
+        ip("address", "add", f"10.99.{number}.1/24", "dev", invocation.bridge)
     for invocation in invocations.values():
         if invocation.tap:
             result = run_module(tap_module.main, invocation.tap)

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from support.install import LAUNCHER, LIBRARY, POLICY, install
+from support.install import COMMAND, LAUNCHER, LIBRARY, POLICY, install
 from support.namespaces import MS_BIND, Sandbox, mount
 from support.qemu import BRIDGE_HELPER, QEMU, ArtefactError, Debian, lay
 
@@ -87,7 +87,7 @@ def release_host(sandbox: Sandbox, tree: Path, acl: str) -> Host:
     for name, numbers in _DEVICES.items():
         os.mknod(root / "dev" / name, stat.S_IFCHR | 0o666, os.makedev(*numbers))
         (root / "dev" / name).chmod(0o666)
-    for directory in (Path("/dev/net"), LAUNCHER.parent, LIBRARY.parent, POLICY.parent):
+    for directory in (Path("/dev/net"), LAUNCHER.parent, COMMAND.parent, LIBRARY.parent, POLICY.parent):
         inside = root / directory.relative_to("/")
         inside.mkdir(parents=True, exist_ok=True)
         mount(str(directory), inside, None, MS_BIND)
