@@ -143,5 +143,10 @@ def guest_arguments(debian: Debian, image: Path, number: int, netdev: str, words
         *("-kernel", str(debian.kernel), "-initrd", str(image)),
         *("-append", f"console=ttyS0 quiet panic=-1 {words}"),
         *("-netdev", netdev),
-        *("-device", f"virtio-net-pci,netdev=hn0,mac=52:54:00:00:00:{number:02x},romfile="),
+        *("-device", f"virtio-net-pci,netdev=hn0,mac={guest_mac(number)},romfile="),
     ]
+
+
+def guest_mac(number: int) -> str:
+    """The MAC address of guest `number`."""
+    return f"52:54:00:00:00:{number:02x}"
