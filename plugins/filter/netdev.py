@@ -86,8 +86,8 @@ options:
         elements: int
       sndbuf:
         description:
-          - How many bytes may wait for the guest in the socket of the tap. A number, or a string with one of the
-            suffixes C(k), C(M), C(G), C(T). V(0) is no limit.
+          - How many bytes that the guest has sent may be under way in the host at the same time. A number, or a string
+            with one of the suffixes C(k), C(M), C(G), C(T). V(0) is no limit.
         type: str
       vnet_hdr:
         description:
