@@ -97,8 +97,8 @@ bridges:
     - The bridges, by name, each as a dictionary of the options of M(hostnet.qemu.bridge), in the same units.
     - Only what can be set is there. V(mac) is left out unless it was set, and V(mtu) if it is the one that follows from
       the ports, since to give them would pin them. V(ports) has no taps that end with their guest, V(addresses) none
-      that are link-local or that somebody renews. Values are left out that M(hostnet.qemu.bridge) refuses, and options
-      that this kernel does not have.
+      that are link-local or that somebody renews. V(vlans) is there if the bridge filters VLANs. Values are left out
+      that M(hostnet.qemu.bridge) refuses, and options that this kernel does not have.
     - A bridge whose name M(hostnet.qemu.bridge) refuses is in RV(facts) only.
     - V(forward_delay), V(hello_time) and V(max_age) are those in use. With STP on, the root bridge dictates them.
   returned: success
@@ -118,6 +118,9 @@ bridges:
       multicast_snooping: true
       multicast_querier: false
       group_fwd_mask: 0
+      vlan_filtering: true
+      vlan_default_pvid: 1
+      vlans: ["100", "110-120"]
       ports: [eth1]
       addresses: [192.0.2.10/24]
 facts:

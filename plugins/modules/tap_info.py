@@ -87,8 +87,9 @@ taps:
     - The persistent taps, by name, each as a dictionary of the options of M(hostnet.qemu.tap), in the same units.
     - Only what can be set is there. V(mac) is left out unless it was set. V(owner) and V(group) are ids, or empty
       strings for a tap that was given to nobody. V(bridge) is empty for a tap that is alone, and left out if it belongs
-      to something else than a bridge, such as a bond or Open vSwitch. Values are left out that M(hostnet.qemu.tap)
-      refuses, and options that this kernel does not have.
+      to something else than a bridge, such as a bond or Open vSwitch. V(pvid), V(untagged) and V(tagged) are there if
+      the bridge filters VLANs. Values are left out that M(hostnet.qemu.tap) refuses, and options that this kernel does
+      not have.
     - A tap whose name M(hostnet.qemu.tap) refuses is in RV(facts) only.
   returned: success
   type: list
@@ -115,6 +116,9 @@ taps:
       multicast_flood: true
       isolated: false
       locked: false
+      pvid: 10
+      untagged: ["10"]
+      tagged: ["20", "30-39"]
 facts:
   description:
     - What is known of each tap, by its name, persistent or not. Bytes of a name that are not UTF-8 are written as

@@ -551,6 +551,8 @@ class Kernel:
                 link = replace(link, mac_pinned=self._sysfs.mac_pinned(link.name, index))
             network.put(link)
             details[link.name] = _details(message, tables.get(index, ()))
+        if any(link.filters_vlans for link in network):
+            self._read_vlans(network, by_index)
         return Inspection(tuple(sorted(by_index[index] for index in found)), network, details)
 
     def _learned(self, names: Mapping[int, str]) -> dict[int, list[Learned]]:

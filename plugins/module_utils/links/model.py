@@ -739,11 +739,7 @@ def describe_tap(network: Network, name: str) -> dict[str, Any]:
         value = tap.settings.get(option.name)
         state[option.name] = None if value is None else option.report(value)
     state["bridge"] = tap.master
-    master = network.get(tap.master)
-    vlans = tap.vlans if master is not None and master.filters_vlans else None
-    state[PVID.name] = vlans and vlans.pvid
-    state["untagged"] = vlans and write_vlans(vlans.untagged)
-    state["tagged"] = vlans and write_vlans(vlans.tagged)
+    state.update(_vlans_of_port(network, tap) or dict.fromkeys((PVID.name, *VLAN_LISTS)))
     state["held"] = tap.holder
     return state
 
@@ -767,8 +763,22 @@ def describe(network: Network, name: str) -> dict[str, Any]:
     state["ports"] = [port.name for port in ports if port.persistent]
     state["held_ports"] = [port.name for port in ports if port.holder]
     state["addresses"] = write_addresses(bridge.static_addresses)
-    state["vlans"] = write_vlans(bridge.vlans.tagged) if bridge.vlans and bridge.filters_vlans else None
+    state["vlans"] = _vlans_of_host(bridge)
     return state
+
+
+def _vlans_of_port(network: Network, port: Link) -> dict[str, Any] | None:
+    """The VLANs of a port in the words of options; None where they mean nothing."""
+    bridge = network.get(port.master)
+    if port.vlans is None or bridge is None or not bridge.filters_vlans:
+        return None
+    written = write_vlans(port.vlans.untagged), write_vlans(port.vlans.tagged)
+    return {PVID.name: port.vlans.pvid, **dict(zip(VLAN_LISTS, written))}
+
+
+def _vlans_of_host(bridge: Link) -> list[str] | None:
+    """Those that the host is a member of with a tag; None where they mean nothing."""
+    return write_vlans(bridge.vlans.tagged) if bridge.vlans is not None and bridge.filters_vlans else None
 
 
 def settable_tap(network: Network, name: str) -> dict[str, Any] | None:
@@ -791,6 +801,7 @@ def settable_tap(network: Network, name: str) -> dict[str, Any] | None:
     elif master.is_bridge and _valid(link_name, master.name, "bridge"):
         options["bridge"] = master.name
         options.update(_written(tap, TAP_PORT_OPTIONS))
+        options.update(_vlans_of_port(network, tap) or {})
     return options
 
 
@@ -817,6 +828,9 @@ def settable(network: Network, name: str) -> dict[str, Any] | None:
             options.pop(option.name, None)
     options["ports"] = [port.name for port in ports if port.persistent and _valid(link_name, port.name, "ports")]
     options["addresses"] = [str(each) for each in _in_order_of_addition(bridge) if _valid(Address.parse, each, "")]
+    vlans = _vlans_of_host(bridge)
+    if vlans is not None:
+        options["vlans"] = vlans
     return options
 
 

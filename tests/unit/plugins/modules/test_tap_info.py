@@ -28,6 +28,7 @@ from support.modules import check_documented, run_module
 from support.namespaces import Sandbox, ip
 
 MAC = "fe:00:00:00:00:01"
+BRIDGE_VLANS = ("vlan_filtering", "vlan_default_pvid", "vlans")
 
 # A program that attaches to a tap so many times, as a guest's QEMU does, and stays until its input ends.
 GUEST = """
@@ -180,6 +181,32 @@ def test_a_tap_that_belongs_to_another_kind_of_link(sandbox: Sandbox) -> None:
     assert "bridge" not in told.taps[0]
     assert (told.tap_facts["tap0"]["master"], told.tap_facts["tap0"]["master_kind"]) == ("bond0", "bond")
     assert round_trip.give_back(told)["operations"] == []
+
+
+@pytest.mark.kernel_feature("vlan_filtering")
+def test_vlans(sandbox: Sandbox) -> None:
+    """Those of a bridge that filters; on another one they mean nothing, and no task can ask for them."""
+    ip("link", "add", "br0", "type", "bridge", "vlan_default_pvid", "5")
+    ip("link", "set", "br0", "type", "bridge", "vlan_filtering", "1")
+    ip("link", "add", "br1", "type", "bridge", "vlan_default_pvid", "0")
+    for name, bridge in (("tap0", "br0"), ("tap1", "br0"), ("tap2", "br1")):
+        make(name)
+        ip("link", "set", name, "master", bridge)
+    for words in (
+        "br0 vid 100-102 self",
+        "tap0 vid 10 pvid",
+        "tap0 vid 20-29",
+        "tap0 vid 30 untagged",
+        "tap2 vid 7 pvid untagged",
+    ):
+        subprocess.run(["bridge", "vlan", "add", "dev", *words.split()], check=True)
+    told = round_trip.check_round_trip()
+    own = [{name: told.bridges[number].get(name) for name in BRIDGE_VLANS} for number in (0, 1)]
+    assert [list(each.values()) for each in own] == [[True, 5, ["100-102"]], [False, 0, None]]
+    ports = [[tap.get(name) for name in ("pvid", "untagged", "tagged")] for tap in told.taps]
+    assert ports == [[10, ["5", "30"], ["10", "20-29"]], [5, ["5"], []], [None, None, None]]
+    assert told.tap_facts["tap0"]["tagged"] == ["10", "20-29"] and told.tap_facts["tap2"]["tagged"] is None
+    assert told.bridge_facts["br0"]["vlans"] == ["100-102"]
 
 
 def test_names(sandbox: Sandbox) -> None:
