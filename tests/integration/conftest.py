@@ -65,6 +65,7 @@ def request_of_role(links_sources: dict[str, str]) -> dict[str, Any]:
     return {
         **{name.removeprefix("qemu_bridge_"): value for name, value in defaults.items()},
         "default_helper": {**distribution["qemu_bridge__default_helper"], "wanted": False},
+        "ifup": {"wanted": False, "bridge": "br0"},
         "apparmor": {
             **variables["qemu_bridge__apparmor"],
             "block": f"# BEGIN of what Ansible manages (role hostnet.qemu.qemu_bridge)\n{LAUNCHER} PUx,\n"

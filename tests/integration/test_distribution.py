@@ -25,6 +25,9 @@ from support.user import User, take_tap
 
 ASIDE = Path(f"{BRIDGE_HELPER}.before-hostnet-qemu")
 APPARMOR = Path("/etc/apparmor.d")
+# What a shell would make something else of.
+ODD_BRIDGE = "b'$r\u00e9"
+IFUP, IFDOWN = Path("/etc/qemu-ifup"), Path("/etc/qemu-ifdown")
 # Seconds: an emulator that starts on a machine that does other things besides.
 PATIENCE = 60
 
@@ -81,17 +84,28 @@ def state() -> tuple[Any, ...]:
     return link, content, diversions(), sorted(os.listdir(BRIDGE_HELPER.parent))
 
 
+def qemu(*arguments: str | Path) -> list[str | Path]:
+    """The command line of a QEMU with a guest that never runs."""
+    command: list[str | Path] = [QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg"]
+    return [*command, "-m", "32", "-S", *arguments]
+
+
+def wait_for_port(machine: subprocess.Popen[bytes], bridge: str) -> list[dict[str, Any]]:
+    """The ports of a bridge that are up, as soon as there is one, or QEMU has ended."""
+    deadline = time.monotonic() + PATIENCE
+    ports: list[dict[str, Any]] = []
+    while machine.poll() is None and not ports and time.monotonic() < deadline:
+        ports = [port for port in json.loads(ip("-json", "link", "show", "master", bridge)) if "UP" in port["flags"]]
+        time.sleep(0.05)
+    return ports
+
+
 def qemu_is_on_the_bridge() -> bool:
     """Start QEMU by the shortest line there is, as a user who is not root; whether it gets a tap on br0."""
-    command = [QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg", "-m", "32", "-S"]
-    command += ["-net", "bridge", "-net", "nic,model=virtio"]
-    with subprocess.Popen(command, cwd="/", user=60001, group=60001, extra_groups=[]) as qemu:
-        deadline = time.monotonic() + PATIENCE
-        ports = []
-        while qemu.poll() is None and not ports and time.monotonic() < deadline:
-            ports = json.loads(ip("-json", "link", "show", "master", "br0"))
-            time.sleep(0.05)
-        qemu.terminate()
+    command = qemu("-net", "bridge", "-net", "nic,model=virtio")
+    with subprocess.Popen(command, cwd="/", user=60001, group=60001, extra_groups=[]) as machine:
+        ports = wait_for_port(machine, "br0")
+        machine.terminate()
     return bool(ports)
 
 
@@ -379,3 +393,137 @@ def test_what_is_done_about_profiles(host: Sandbox, program: ModuleType, request
     virtqemud.unlink()
     request_of_role["state"] = "absent"
     assert found() == [("usr.sbin.libvirtd", "absent", True), ("usr.sbin.virtqemud", "absent", False)]
+
+
+def etc() -> dict[str, tuple[str, int, bytes]]:
+    """The scripts, and what lies beside them."""
+    return {
+        path.name: (str(path.owner()), path.stat().st_mode, path.read_bytes())
+        for path in sorted(Path("/etc").glob("qemu-if*"))
+    }
+
+
+@pytest.fixture(scope="session")
+def shellcheck() -> Path:
+    """The archive of ShellCheck, asked for before any sandbox."""
+    return fetch("shellcheck")["shellcheck"]
+
+
+def test_the_scripts_of_taps(
+    shellcheck: Path, qemu_host: Sandbox, qemu_package: Path, playbook: Playbook, user: User
+) -> None:
+    assert IFUP.exists(), "the package of QEMU has lost its conffile"
+    before = etc()
+    variables = {
+        "qemu_bridge_ifup_scripts": True,
+        "qemu_bridge_bridges": [{"name": ODD_BRIDGE, "mtu": 1400}, {"name": "br0"}],
+    }
+    check = playbook.converge(variables, "--check", "--diff")
+    assert "+bridge='b'" in check.output
+    assert etc() == before
+    playbook.converge(variables)
+    scripts = etc()
+    assert {name: (mode, path) for name, (_owner, mode, path) in scripts.items() if name.endswith("-qemu")} == {
+        f"{name}.before-hostnet-qemu": (mode, path) for name, (_owner, mode, path) in before.items()
+    }
+    checker = unpack(shellcheck, qemu_host.scratch / "shellcheck") / "usr/bin/shellcheck"
+    # SC2016 is about the dollar sign in the bridge's name.
+    subprocess.run([checker, "--exclude=SC2016", IFUP, IFDOWN], check=True)
+
+    # By default, as root: no script is named.
+    with subprocess.Popen(qemu("-net", "nic,model=virtio", "-net", "tap"), cwd="/") as machine:
+        ports = wait_for_port(machine, ODD_BRIDGE)
+        assert [(port["mtu"], port["address"][:3], "UP" in port["flags"]) for port in ports] == [(1400, "fe:", True)]
+        name = ports[0]["ifname"]
+        assert Path(f"/proc/sys/net/ipv6/conf/{name}/addr_gen_mode").read_text() == "1\n"
+        machine.terminate()
+    assert name not in os.listdir("/sys/class/net")
+
+    # A tap that stays is off the bridge afterwards, unless it is on another one by then.
+    ip("tuntap", "add", "dev", "stays", "mode", "tap", "user", "60001", "vnet_hdr")
+    for other in (False, True):
+        with subprocess.Popen(qemu("-netdev", "tap,id=hn0,ifname=stays"), cwd="/") as machine:
+            assert wait_for_port(machine, ODD_BRIDGE)
+            if other:
+                ip("link", "set", "stays", "master", "br0")
+            machine.terminate()
+        (link,) = json.loads(ip("-json", "link", "show", "stays"))
+        assert (link.get("master"), "UP" in link["flags"]) == (("br0", True) if other else (None, False))
+
+    # Every reason not to, with QEMU's own word after it.
+    for arguments, who, reason in (
+        (["stays"], 60001, f"only root can put stays on {ODD_BRIDGE}"),
+        (["lo"], 0, "there is no tap lo"),
+        ([], 0, "give the name of a tap"),
+    ):
+        done = subprocess.run([IFUP, *arguments], user=who, capture_output=True, text=True, check=False)
+        assert (done.returncode, reason in done.stderr) == (1, True), done.stderr
+    ip("link", "delete", ODD_BRIDGE)
+    done = subprocess.run(qemu("-net", "tap"), cwd="/", capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"/etc/qemu-ifup: there is no bridge {ODD_BRIDGE} for tap0" in done.stderr
+    assert "network script /etc/qemu-ifup failed" in done.stderr
+
+    # dpkg asks about a conffile that both sides have changed; by default it leaves the administrator's.
+    dpkg("--install", qemu_package)
+    assert etc() == scripts
+    back = playbook.converge({"qemu_bridge_state": "absent", "qemu_bridge_bridges": []})
+    assert "Put the scripts of before back" in back.output
+    assert etc() == before
+
+
+def test_what_becomes_of_scripts_of_others(host: Sandbox, program: ModuleType, request_of_role: dict[str, Any]) -> None:
+    """They are set aside, given back where ours are or were, and left alone where they have come back already."""
+    asides = [Path(f"{script}.before-hostnet-qemu") for script in (IFUP, IFDOWN)]
+    ours = f"#!/bin/sh\n{request_of_role['header']}\n"
+    for path in (IFUP, IFDOWN, *asides):
+        path.unlink(missing_ok=True)
+
+    def found(wanted: bool) -> dict[str, Any] | None:
+        request_of_role["ifup"]["wanted"] = wanted
+        survey = program.survey(request_of_role)
+        assert survey["problems"] == []
+        change: dict[str, Any] | None = survey["distribution"].get("ifup")
+        return change
+
+    nothing: dict[str, Any] = {"write": True, "set_aside": [], "give_back": [], "remove": []}
+    assert found(False) is None
+    assert found(True) == nothing
+    IFUP.write_text("#!/bin/sh\n# theirs\n")
+    IFDOWN.write_text(ours)
+    assert found(True) == {**nothing, "set_aside": [str(IFUP)]}
+    assert found(False) == {**nothing, "write": False, "remove": [str(IFDOWN)]}
+    for aside in asides:
+        aside.write_text("before")
+    assert found(False) == {**nothing, "write": False, "give_back": [str(IFDOWN)]}
+    IFUP.unlink()
+    IFDOWN.unlink()
+    assert found(False) == {**nothing, "write": False, "give_back": [str(IFUP), str(IFDOWN)]}
+
+
+@pytest.mark.parametrize(
+    ("bridges", "bridge", "text"),
+    [
+        ([], "", "there is no bridge for the taps"),
+        ([{"name": "br0"}], "br1", "there is no bridge `br1`, neither here nor to make"),
+    ],
+)
+def test_scripts_without_a_bridge(
+    host: Sandbox,
+    program: ModuleType,
+    request_of_role: dict[str, Any],
+    bridges: list[dict[str, Any]],
+    bridge: str,
+    text: str,
+) -> None:
+    request_of_role.update(bridges=bridges, ifup={"wanted": True, "bridge": bridge}, acl=[], verify=False)
+    (problem,) = program.survey(request_of_role)["problems"]
+    assert text in problem
+
+
+def test_a_directory_is_no_script(host: Sandbox, program: ModuleType, request_of_role: dict[str, Any]) -> None:
+    IFUP.unlink(missing_ok=True)
+    IFUP.mkdir()
+    request_of_role["ifup"]["wanted"] = True
+    (problem,) = program.survey(request_of_role)["problems"]
+    assert "/etc/qemu-ifup is not a regular file" in problem

@@ -754,8 +754,33 @@ class Distribution:
 
     def found(self) -> dict[str, dict[str, Any]]:
         """What there is to do, by the files of tasks that do it; nothing for what is as it should be."""
-        changes = {"default_helper": self._default_helper(), "apparmor": self._apparmor()}
+        changes = {"default_helper": self._default_helper(), "apparmor": self._apparmor(), "ifup": self._ifup()}
         return {name: change for name, change in changes.items() if change is not None}
+
+    def _ifup(self) -> dict[str, Any] | None:
+        """The scripts of `-net tap`: whether to write them, and what becomes of those that were there before."""
+        paths: list[str] = [self.request["paths"]["ifup"], self.request["paths"]["ifdown"]]
+        others = [path for path in paths if os.path.lexists(path) and not _is_our_script(path, self.request["header"])]
+        if self.present and self.request["ifup"]["wanted"]:
+            self._judge_ifup_bridge(self.request["ifup"]["bridge"])
+            for path in others:
+                if not os.path.isfile(path):
+                    self.problems.append(f"qemu_bridge_ifup_scripts: {path} is not a regular file: move it elsewhere.")
+            return {"write": True, "set_aside": others, "give_back": [], "remove": []}
+        given_back = [path for path in paths if path not in others and os.path.lexists(path + SET_ASIDE)]
+        removed = [path for path in paths if os.path.lexists(path) and path not in others + given_back]
+        if not given_back + removed:
+            return None
+        return {"write": False, "set_aside": [], "give_back": given_back, "remove": removed}
+
+    def _judge_ifup_bridge(self, bridge: str) -> None:
+        if not bridge:
+            self.problems.append(
+                "qemu_bridge_ifup_scripts: there is no bridge for the taps: give one in qemu_bridge_bridges or "
+                "qemu_bridge_ifup_bridge."
+            )
+        elif bridge not in [str(item["name"]) for item in self.request["bridges"]] and not _is_bridge(bridge):
+            self.problems.append(f"qemu_bridge_ifup_bridge: there is no bridge `{bridge}`, neither here nor to make.")
 
     def _apparmor(self) -> dict[str, Any] | None:
         """The additions to the profiles of libvirt's daemons that are missing, wrong, or no longer needed."""
@@ -1325,6 +1350,11 @@ def _entries(directory: str) -> list[str]:
 
 def _is_ours(path: str, header: str) -> bool:
     return os.path.isfile(path) and _read(path).partition(b"\n")[0] == header.encode()
+
+
+def _is_our_script(path: str, header: str) -> bool:
+    """The same of a script, whose first line names its interpreter."""
+    return os.path.isfile(path) and _read(path).split(b"\n")[1:2] == [header.encode()]
 
 
 def _read(path: str) -> bytes:
