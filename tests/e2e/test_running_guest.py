@@ -18,9 +18,9 @@ from support.install import LAUNCHER
 from support.machine import UID, Machine, guest_arguments, guest_mac, lay_guest, wait_for
 from support.modules import run_module
 from support.namespaces import Sandbox, ip
-from support.pings import Pings
 from support.playbook import Playbook, prepare
 from support.qemu import Debian, lay
+from support.streams import Pings
 
 HOST, STATION = "10.99.0.1", "10.99.0.2"
 # One on a tap of the helper, one on a tap of the role.
@@ -83,6 +83,8 @@ BRIDGE_HOST_TASKS: list[dict[str, Any]] = [{"mac": "02:00:00:00:00:02"}, {"mac":
 BRIDGE_REFUSALS: list[dict[str, Any]] = [{"state": "absent"}]
 # br_dev_stop() in net/bridge/br_device.c: every port of a bridge that is down is disabled.
 BRIDGE_CUTS = {"up"}
+# Not every kernel has them: tests/integration/test_held_taps.py.
+BRIDGE_VLANS = {"vlan_default_pvid", "vlan_filtering", "vlans"}
 
 TAP_TASKS: list[dict[str, Any]] = [
     {"mtu": 1300},
@@ -121,12 +123,14 @@ TAP_UNUSED = {"vnet_hdr", "packet_info"}
 # dev_qdisc_change_tx_queue_len() in net/sched/sch_generic.c: while the queue gets its new length the kernel drops what
 # is for the guest. To cut a guest off is what `force` is for.
 TAP_CUTS = {"txqueuelen", "force"}
+TAP_VLANS = {"pvid", "tagged", "untagged"}
 
 
 def test_no_option_is_forgotten() -> None:
-    bridge_options = chain(BRIDGE_CUTS, *BRIDGE_TASKS, *BRIDGE_HOST_TASKS, *BRIDGE_REFUSALS)
+    bridge_options = chain(BRIDGE_CUTS, BRIDGE_VLANS, *BRIDGE_TASKS, *BRIDGE_HOST_TASKS, *BRIDGE_REFUSALS)
     assert set(bridge_options) == bridge_argument_spec().keys() - {"name"}
-    assert {*TAP_CUTS, *TAP_UNUSED, *chain(*TAP_TASKS, *TAP_REFUSALS)} == tap_argument_spec().keys() - {"name"}
+    tap_options = chain(TAP_CUTS, TAP_VLANS, TAP_UNUSED, *TAP_TASKS, *TAP_REFUSALS)
+    assert set(tap_options) == tap_argument_spec().keys() - {"name"}
 
 
 @pytest.fixture
