@@ -274,6 +274,31 @@ def test_a_fault_keeps_no_other_link_away(restorer: Path) -> None:
         assert again == 0 or done.stdout == ""
 
 
+@pytest.mark.kernel_feature("vlan_filtering")
+@pytest.mark.parametrize("fault", [False, True])
+def test_vlans_come_again(restorer: Path, fault: bool) -> None:
+    """Also where a fault keeps the bridge from being planned with its taps."""
+    state: dict[str, Any] = {
+        "bridges": [{"name": "br0", "vlan_filtering": "yes", "vlans": [100, "110-112"], "ports": ["tap0"]}],
+        "taps": [{"name": "tap0", "pvid": "100", "tagged": "200-202,300"}, {"name": "tap1", "bridge": "br0"}],
+    }
+    if fault:
+        state["taps"].append({"name": "tap2", "bridge": "br0", "mtu": 69000})
+    done = restore(restorer, state)
+    assert (done.returncode, done.stderr.count("\n")) == (int(fault), int(fault)), done.stderr
+    (br0,) = json.loads(ip("-json", "-details", "link", "show", "type", "bridge"))
+    assert br0["linkinfo"]["info_data"]["vlan_filtering"] == 1
+    vlans = subprocess.run(["bridge", "-json", "vlan"], capture_output=True, check=True, text=True).stdout
+    members = {
+        link["ifname"]: {
+            number for each in link["vlans"] for number in range(each["vlan"], each.get("vlanEnd", each["vlan"]) + 1)
+        }
+        for link in json.loads(vlans)
+    }
+    assert members == {"br0": {1, 100, 110, 111, 112}, "tap0": {100, 200, 201, 202, 300}, "tap1": {1}}
+    assert restore(restorer, state).stdout == ""
+
+
 def test_a_name_that_the_locale_lacks_is_no_failure(restorer: Path) -> None:
     asked = command(restorer, {"bridges": [{"name": "brücke", "ports": ["tür"]}]}, 0)
     done = subprocess.run(asked, capture_output=True, encoding="utf-8", check=False, env={"LC_ALL": "C"})
