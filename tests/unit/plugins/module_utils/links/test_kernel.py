@@ -100,7 +100,8 @@ def veth(*names: str) -> None:
 def snapshot() -> dict[str, Any]:
     """What iproute2 says of the links that operations change."""
     state: dict[str, Any] = {}
-    listed = subprocess.run(["bridge", "-j", "vlan", "show"], check=True, capture_output=True).stdout
+    command = ["bridge", "-json", "-compressvlans", "vlan", "show"]
+    listed = subprocess.run(command, check=True, capture_output=True).stdout
     vlans = {port["ifname"]: port["vlans"] for port in json.loads(listed)}
     for link in json.loads(ip("-d", "-j", "link", "show")):
         info = link.get("linkinfo", {})
@@ -633,8 +634,12 @@ def lay_vlan_scene(tmp_path: Path) -> None:
 
 def members(name: str) -> list[tuple[int, ...]]:
     """What iproute2 says of a port: VLAN, whether it is the PVID, whether it leaves without a tag."""
-    told = [(each["vlan"], each.get("flags", [])) for each in snapshot()[name]["vlans"]]
-    return [(vlan, "PVID" in flags, "Egress Untagged" in flags) for vlan, flags in told]
+    found: list[tuple[int, ...]] = []
+    for told in snapshot()[name]["vlans"]:
+        flags = told.get("flags", [])
+        every = range(told["vlan"], told.get("vlanEnd", told["vlan"]) + 1)
+        found += [(vlan, "PVID" in flags, "Egress Untagged" in flags) for vlan in every]
+    return found
 
 
 def vlan_tasks() -> tuple[list[Bridge], list[Tap]]:
