@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import time
@@ -17,8 +18,8 @@ from typing import Any
 
 import pytest
 from support.install import LAUNCHER
-from support.namespaces import Sandbox, ip
-from support.packages import allow_dpkg, dpkg, fetch, unpack
+from support.namespaces import MS_RDONLY, MS_REMOUNT, Sandbox, ip, mount
+from support.packages import allow_dpkg, dpkg, fetch, fetch_all, unpack
 from support.playbook import Playbook
 from support.qemu import BRIDGE_HELPER, QEMU, Debian, lay
 from support.user import User, take_tap
@@ -27,6 +28,7 @@ ASIDE = Path(f"{BRIDGE_HELPER}.before-hostnet-qemu")
 APPARMOR = Path("/etc/apparmor.d")
 # What a shell would make something else of.
 ODD_BRIDGE = "b'$r\u00e9"
+UNMANAGED = Path("/etc/NetworkManager/conf.d/90-hostnet-qemu.conf")
 IFUP, IFDOWN = Path("/etc/qemu-ifup"), Path("/etc/qemu-ifdown")
 # Seconds: an emulator that starts on a machine that does other things besides.
 PATIENCE = 60
@@ -325,7 +327,7 @@ def compile_profile(apparmor_packages: dict[str, Path], host: Sandbox) -> Callab
     The answer has the rules of the whole profile as AppArmor's parser reads them. Syntax errors fail.
     """
     for name, archive in apparmor_packages.items():
-        unpacked = unpack(archive, host.scratch / name)
+        unpacked = unpack(host.scratch / name, archive)
         shutil.copytree(unpacked / "etc/apparmor.d", APPARMOR, dirs_exist_ok=True)
     # By libvirt's postinst.
     (APPARMOR / "local/usr.sbin.libvirtd").touch()
@@ -426,7 +428,7 @@ def test_the_scripts_of_taps(
     assert {name: (mode, path) for name, (_owner, mode, path) in scripts.items() if name.endswith("-qemu")} == {
         f"{name}.before-hostnet-qemu": (mode, path) for name, (_owner, mode, path) in before.items()
     }
-    checker = unpack(shellcheck, qemu_host.scratch / "shellcheck") / "usr/bin/shellcheck"
+    checker = unpack(qemu_host.scratch / "shellcheck", shellcheck) / "usr/bin/shellcheck"
     # SC2016 is about the dollar sign in the bridge's name.
     subprocess.run([checker, "--exclude=SC2016", IFUP, IFDOWN], check=True)
 
@@ -527,3 +529,141 @@ def test_a_directory_is_no_script(host: Sandbox, program: ModuleType, request_of
     request_of_role["ifup"]["wanted"] = True
     (problem,) = program.survey(request_of_role)["problems"]
     assert "/etc/qemu-ifup is not a regular file" in problem
+
+
+BUS = """\
+<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+    "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>system</type>
+  <listen>unix:path=/run/dbus/system_bus_socket</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default"><allow send_destination="*"/><allow receive_sender="*"/><allow own="*"/></policy>
+</busconfig>
+"""
+
+
+@pytest.fixture(scope="session")
+def networkmanager_packages() -> list[Path]:
+    """NetworkManager and the bus that it is spoken to by, asked for before any sandbox."""
+    return fetch_all("network-manager", "dbus-daemon")
+
+
+@pytest.fixture
+def networkmanager(networkmanager_packages: list[Path], host: Sandbox) -> Iterator[None]:
+    """A NetworkManager that runs in the sandbox; `nmcli` is on the search path."""
+    programs = unpack(host.scratch / "programs", *networkmanager_packages)
+    host.overlay("/var/lib")
+    for directory in ("/run/dbus", "/run/NetworkManager", "/var/lib/NetworkManager", UNMANAGED.parent):
+        Path(directory).mkdir(parents=True, exist_ok=True)
+    # Where nothing can be written there, it does not wait for udev to have seen a device.
+    mount("none", "/sys", None, MS_REMOUNT | MS_RDONLY)
+    # It is to change nothing of the machine itself, such as its name.
+    (UNMANAGED.parent.parent / "NetworkManager.conf").write_text(
+        "[main]\nplugins=keyfile\nauth-polkit=false\ndns=none\nhostname-mode=none\n"
+    )
+    bus = host.scratch / "bus.conf"
+    bus.write_text(BUS)
+    libraries = [programs / f"{prefix}/{platform.machine()}-linux-gnu" for prefix in ("usr/lib", "lib")]
+    environment = {**os.environ, "LC_ALL": "C", "LD_LIBRARY_PATH": ":".join(map(str, libraries))}
+    nmcli = Path("/usr/local/bin/nmcli")
+    nmcli.write_text(
+        f'#!/bin/sh\nLD_LIBRARY_PATH={environment["LD_LIBRARY_PATH"]} exec {programs}/usr/bin/nmcli "$@"\n'
+    )
+    nmcli.chmod(0o755)
+    daemons = []
+    try:
+        for command in (["dbus-daemon", "--nofork", f"--config-file={bus}"], ["NetworkManager", "--no-daemon"]):
+            (program,) = programs.glob(f"usr/*bin/{command[0]}")
+            with open(host.scratch / f"{command[0]}.log", "wb") as log:
+                daemons.append(subprocess.Popen([program, *command[1:]], env=environment, stdout=log, stderr=log))
+            wait_until(lambda: Path("/run/dbus/system_bus_socket").exists())
+        wait_until(lambda: nmcli_says("--fields", "RUNNING", "general") == ["running"])
+        yield
+    finally:
+        for daemon in reversed(daemons):
+            daemon.terminate()
+            daemon.wait()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Return when the condition holds; whoever asked finds out if it never does."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def nmcli_says(*arguments: str) -> list[str]:
+    done = subprocess.run(["nmcli", "--terse", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.splitlines()
+
+
+def is_managed(device: str) -> bool:
+    """Whether NetworkManager has made a connection of a device that it did not make."""
+    return f"{device}:connected (externally)" in nmcli_says("--fields", "DEVICE,STATE", "device")
+
+
+@pytest.mark.usefixtures("networkmanager")
+def test_networkmanager_leaves_taps_alone(playbook: Playbook) -> None:
+    ip("link", "add", "br0", "up", "type", "bridge")
+    for tap in ("tap0", "vpn0"):
+        ip("tuntap", "add", "dev", tap, "mode", "tap")
+        ip("link", "set", tap, "up", "master", "br0")
+    wait_until(lambda: is_managed("tap0") and is_managed("vpn0"))
+    assert is_managed("tap0")
+    variables = {"qemu_bridge_taps": [{"name": "guest0", "bridge": "br0"}]}
+    playbook.converge(variables, "--check")
+    assert not UNMANAGED.exists()
+
+    # It runs all the time: what it has to know it is told.
+    playbook.converge(variables)
+    wait_until(lambda: not is_managed("tap0"))
+    assert {name: is_managed(name) for name in ("tap0", "guest0", "vpn0", "br0")} == {
+        "tap0": False,
+        "guest0": False,
+        "vpn0": True,
+        "br0": True,
+    }
+    assert all(os.path.exists(f"/sys/class/net/br0/brif/{tap}") for tap in ("tap0", "guest0", "vpn0"))
+    again = playbook.converge(variables)
+    assert again.changed == 0, again.output
+
+    playbook.converge({**variables, "qemu_bridge_state": "absent"})
+    assert not UNMANAGED.exists()
+    wait_until(lambda: is_managed("tap0"))
+    assert is_managed("tap0")
+
+
+def test_what_networkmanager_is_told(host: Sandbox, program: ModuleType, request_of_role: dict[str, Any]) -> None:
+    """Only where it is installed, and only what is not there; nothing of others is removed."""
+
+    def found() -> str | None:
+        change = program.survey(request_of_role)["distribution"].get("networkmanager")
+        assert not change or not change["reload"]
+        return change and str(change["content"])
+
+    shutil.rmtree("/etc/NetworkManager", ignore_errors=True)
+    assert found() is None
+    UNMANAGED.parent.mkdir(parents=True)
+    content = found()
+    assert content is not None
+    assert content.startswith(request_of_role["header"])
+    assert content.endswith("\n[keyfile]\nunmanaged-devices+=interface-name:tap*\n")
+    UNMANAGED.write_text(content)
+    UNMANAGED.chmod(0o644)
+    assert found() is None
+    UNMANAGED.chmod(0o600)
+    assert found() == content
+
+    names = ("tap9", "a;b", "c,d", "e\\f", "gone")
+    request_of_role["taps"] = [{"name": name} for name in names]
+    request_of_role["taps"][-1]["state"] = "absent"
+    told = found()
+    assert told is not None
+    assert told.splitlines()[-1] == (
+        r"unmanaged-devices+=interface-name:tap*;interface-name:=a\;b;interface-name:=c\,d;interface-name:=e\\f"
+    )
+    request_of_role["state"] = "absent"
+    assert found() == ""
+    UNMANAGED.write_text("[keyfile]\n")
+    assert found() is None

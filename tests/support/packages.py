@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import fcntl
+import platform
 import subprocess
 import tempfile
 from pathlib import Path
@@ -22,12 +23,35 @@ def fetch(*names: str) -> dict[str, Path]:
 
     Must be called in the machine's own network namespace. Raises ArtefactError.
     """
-    CACHE.mkdir(exist_ok=True)
-    directory = CACHE / "archives"
+    directory = _directory()
     with open(CACHE / "lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        directory.mkdir(exist_ok=True)
         return {name: _archive(name, directory) for name in names}
+
+
+def fetch_all(*names: str) -> list[Path]:
+    """Return the archives of these packages, and of all that they depend on and this machine lacks.
+
+    Must be called in the machine's own network namespace. Raises ArtefactError.
+    """
+    directory = _directory() / "-".join(names)
+    with open(CACHE / "lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not directory.exists():
+            with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+                archives = Path(scratch, "archives")
+                (archives / "partial").mkdir(parents=True)
+                install = ["install", "--yes", "--download-only", "--no-install-recommends", "--reinstall"]
+                _apt_get(archives, *install, "-o", f"Dir::Cache::archives={archives}", *names)
+                archives.rename(directory)
+    return sorted(directory.glob("*.deb"))
+
+
+def _directory() -> Path:
+    """Where the archives of this machine's release are."""
+    directory = CACHE / "archives" / platform.freedesktop_os_release().get("VERSION_CODENAME", "unknown")
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
 
 
 def _archive(name: str, directory: Path) -> Path:
@@ -35,26 +59,31 @@ def _archive(name: str, directory: Path) -> Path:
     if found:
         return found[0]
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        # As root: apt's own user need not have a way into this checkout.
-        command = ["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", name]
-        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            # New machines come with old lists of packages, or with none.
-            subprocess.run(["apt-get", "update", "-q"], capture_output=True, check=False)
-            done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
-        archives = list(Path(scratch).glob("*.deb"))
-        if done.returncode != 0 or len(archives) != 1:
-            raise ArtefactError(
-                f"{' '.join(command)}: exit status {done.returncode}: {done.stderr.strip()}\n"
-                "This test needs that package once: run it again with a package mirror within reach."
-            )
-        return archives[0].rename(directory / archives[0].name)
+        _apt_get(Path(scratch), "download", name)
+        (archive,) = Path(scratch).glob("*.deb")
+        return archive.rename(directory / archive.name)
 
 
-def unpack(archive: Path, directory: Path) -> Path:
-    """Unpack what an archive would install below a new directory, and return that."""
+def _apt_get(directory: Path, *arguments: str) -> None:
+    # As root: apt's own user need not have a way into this checkout.
+    command = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "-o", "DPkg::Lock::Timeout=300", *arguments]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        # New machines come with old lists of packages, or with none.
+        subprocess.run(["apt-get", "update", "-q"], capture_output=True, check=False)
+        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ArtefactError(
+            f"{' '.join(command)}: exit status {done.returncode}: {done.stderr.strip()}\n"
+            "This test needs these packages once: run it again with a package mirror within reach."
+        )
+
+
+def unpack(directory: Path, *archives: Path) -> Path:
+    """Unpack what these archives would install below a new directory, and return that."""
     directory.mkdir()
-    subprocess.run(["dpkg-deb", "--extract", archive, directory], check=True)
+    for archive in archives:
+        subprocess.run(["dpkg-deb", "--extract", archive, directory], check=True)
     return directory
 
 

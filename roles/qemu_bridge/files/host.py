@@ -754,7 +754,12 @@ class Distribution:
 
     def found(self) -> dict[str, dict[str, Any]]:
         """What there is to do, by the files of tasks that do it; nothing for what is as it should be."""
-        changes = {"default_helper": self._default_helper(), "apparmor": self._apparmor(), "ifup": self._ifup()}
+        changes = {
+            "default_helper": self._default_helper(),
+            "ifup": self._ifup(),
+            "apparmor": self._apparmor(),
+            "networkmanager": self._networkmanager(),
+        }
         return {name: change for name, change in changes.items() if change is not None}
 
     def _ifup(self) -> dict[str, Any] | None:
@@ -898,6 +903,34 @@ class Distribution:
                 f"be a second way to the bridges, under another name: take them back ({' and '.join(cures)}), "
                 f"{way_out}."
             )
+
+    def _networkmanager(self) -> dict[str, Any] | None:
+        """The file that keeps NetworkManager off the taps, if it is wrong or no longer needed."""
+        path = self.request["paths"]["networkmanager"]
+        content = f"{self.request['header']}\n{unmanaged(self.request['taps'])}" if self.present else ""
+        if self.present:
+            there = os.path.lexists(path) and _is_as_laid(path, content.encode(), False)
+            right = there or not os.path.isdir(os.path.dirname(path))
+        else:
+            right = not _is_ours(path, self.request["header"])
+        return None if right else {"content": content, "reload": _networkmanager_runs()}
+
+
+def unmanaged(taps: list[dict[str, Any]]) -> str:
+    """The section by which NetworkManager takes no notice of taps, in the device list format of NetworkManager.conf(5).
+
+    That has no way to say `of the driver tun and named so`, and of patterns no more than `*` and `?`.
+    """
+    names = [str(tap["name"]) for tap in taps if tap.get("state") != "absent"]
+    literal = [re.sub(r"([\\;,])", r"\\\1", name) for name in names if not name.startswith("tap")]
+    devices = ["interface-name:tap*", *(f"interface-name:={name}" for name in literal)]
+    return f"[keyfile]\nunmanaged-devices+={';'.join(devices)}\n"
+
+
+def _networkmanager_runs() -> bool:
+    if shutil.which("nmcli") is None:
+        return False
+    return _output("nmcli", "--terse", "--fields", "RUNNING", "general").strip() == "running"
 
 
 def _diverted(path: str) -> str:
