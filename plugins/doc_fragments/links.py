@@ -51,9 +51,10 @@ _BRIDGE = r"""
       - A guest holds a tap which is not persistent, or has a carrier, or has a queue in use.
       - Also put links that carry the connection of Ansible on or off a bridge, delete them, take them down, or change
         their MAC address, MTU or addresses, or filter VLANs on a bridge among them so that the host's frames without a
-        tag do not reach its ports. Those are the link with the server's address of E(SSH_CONNECTION), the one
-        that leads to its client, and the ports of these if they are bridges; without an SSH connection the links of the
-        default routes. It is looked for in the namespace of the connection only.
+        tag do not reach its ports. Those are the link with the server's address of E(SSH_CONNECTION), the one that
+        leads to its client, what these lie on, such as the bridge below a VLAN link, and the ports of those that are
+        bridges; without an SSH connection it begins with the links of the default routes. It is looked for in the
+        namespace of the connection only.
     type: bool
     default: false
   up:

@@ -37,7 +37,7 @@ FEATURES = {
 }
 
 # What the guest's root takes of its kernel, then what the tests use.
-_MODULES = ["virtio_pci", "virtiofs", "overlay", "bridge", "tun", "veth", "bonding"]
+_MODULES = ["virtio_pci", "virtiofs", "overlay", "8021q", "bridge", "tun", "veth", "bonding"]
 # MiB; the largest test takes a third of it.
 _MEMORY = 1024
 # Set in the guest.

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Callable, TypeVar
 
 from .host import group_id, machine_id, user_id
-from .kernel import Kernel, library_fault
+from .kernel import Kernel
 from .model import (
     ADDRESS,
     STABLE,
@@ -57,9 +57,6 @@ def main(arguments: Sequence[str]) -> int:
     path, patience = Path(arguments[0]), float(arguments[1])
     faults: list[str] = []
     try:
-        fault = library_fault()
-        if fault:
-            raise LinksError(fault)
         saved = read_links(path)
         faults = list(saved.faults)
         with Kernel() as kernel:
@@ -301,7 +298,7 @@ def _reconcile_taps(kernel: Kernel, taps: Sequence[Tap]) -> list[str]:
 def _attempt(kernel: Kernel, bridges: Sequence[Bridge], taps: Sequence[Tap]) -> str:
     """Make these links as one plan. Return why it failed, so that nothing was changed, or an empty string."""
     try:
-        outcome = kernel.reconcile(bridges, taps)
+        outcome = kernel.reconcile(bridges, taps, all_addresses=False)
     except LinksError as error:
         return str(error)
     sys.stdout.writelines(f"{operation}\n" for operation in outcome.plan.operations)

@@ -94,6 +94,8 @@ from .rtnetlink import (
     IFLA_INFO_KIND,
     IFLA_INFO_SLAVE_DATA,
     IFLA_INFO_SLAVE_KIND,
+    IFLA_LINK,
+    IFLA_LINK_NETNSID,
     IFLA_LINKINFO,
     IFLA_MASTER,
     IFLA_MAX_MTU,
@@ -660,7 +662,22 @@ class Kernel:
         else:
             what = f"the connection from {connection.client} to {connection.server}"
             indexes = self._links_with(connection.server) | self._route_to(connection.client)
-        return {name: what for index in sorted(indexes) for name in self._get(index=index)}
+        carriers: dict[str, str] = {}
+        waiting = [(index, "") for index in sorted(indexes)]
+        seen: set[int] = set()
+        while waiting:
+            index, above = waiting.pop(0)
+            if index in seen:
+                continue
+            seen.add(index)
+            for name, message in self._get(index=index).items():
+                carriers[name] = f"{what}, under {above}" if above else what
+                # What it lies on carries too: the card or bridge of a VLAN link, the other end of a veth pair, and the
+                # bridge of that. The number of a link in another namespace means nothing here.
+                attributes = message.attributes
+                below = 0 if IFLA_LINK_NETNSID in attributes else number(attributes.get(IFLA_LINK))
+                waiting += [(each, name) for each in (below, message.master if above else 0) if each]
+        return carriers
 
     def _links_with(self, ip: str) -> set[int]:
         """The indexes of the links that have the address `ip`."""

@@ -112,6 +112,38 @@ def test_bridge_of_the_connection_is_spared(bridged: None, arguments: dict[str, 
     assert apply(force=True, **arguments).plan.steps
 
 
+def test_what_lies_below_is_spared(host: None) -> None:
+    """The server's address is on one end of a veth pair, whose other end is a port of br0, which the card is on too."""
+    ip("link", "add", "br0", "type", "bridge")
+    ip("link", "add", "top", "type", "veth", "peer", "name", "low")
+    for name in ("low", "card"):
+        ip("link", "set", name, "master", "br0")
+    for name in ("br0", "top", "low"):
+        ip("link", "set", name, "up")
+    ip("address", "flush", "dev", "card")
+    ip("address", "add", f"{SERVER}/24", "dev", "top")
+    ip("route", "replace", "203.0.113.0/24", "via", "198.51.100.254")
+    for arguments, name in (({"ports": ["card"], "ports_mode": "exact"}, "low"), ({"up": False}, "br0")):
+        with pytest.raises(Refused, match=f"{name} carries the connection .*, under "):
+            apply(**arguments)
+    with pytest.raises(Refused, match=r"card carries the connection .*, as a port of br0"):
+        apply(ports=["low"], ports_mode="exact")
+    assert apply(ports=["low"], ports_mode="exact", force=True).plan.steps
+
+
+@pytest.mark.kernel_feature("vlan_filtering")
+def test_the_bridge_below_a_vlan_is_spared(host: None) -> None:
+    ip("link", "add", "br0", "type", "bridge")
+    ip("link", "add", "link", "br0", "name", "br0.5", "type", "vlan", "id", "5")
+    for name in ("br0", "br0.5"):
+        ip("link", "set", name, "up")
+    ip("address", "flush", "dev", "card")
+    ip("address", "add", f"{SERVER}/24", "dev", "br0.5")
+    ip("route", "replace", "203.0.113.0/24", "via", "198.51.100.254")
+    with pytest.raises(Refused, match=r"br0 carries the connection .*, under br0\.5, and to delete br0"):
+        apply(state="absent")
+
+
 def test_what_does_no_harm_is_done(bridged: None) -> None:
     with Kernel() as links:
         mac = links.read([Bridge.from_arguments({"name": "br0"}, str)])["br0"].settings["mac"]
