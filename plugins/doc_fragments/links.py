@@ -30,7 +30,7 @@ def _elements(option: str, kind: str, options: str) -> str:
 _BRIDGE = r"""
   name:
     description:
-      - The name of the bridge, 1 to 15 bytes, without blanks, control bytes, V(/), V(:) and V(%).
+      - The name of the bridge (C(IFLA_IFNAME)), 1 to 15 bytes, without blanks, control bytes, V(/), V(:) and V(%).
       - A link of this name that is not a bridge is never touched. The task fails.
     type: str
     required: true
@@ -59,13 +59,14 @@ _BRIDGE = r"""
     default: false
   up:
     description:
-      - Whether the bridge is up. A bridge that is taken down keeps its addresses.
+      - Whether the bridge is up (C(IFF_UP)). A bridge that is taken down keeps its addresses.
       - If true, a link that the task puts on the bridge is brought up as well, since it would carry nothing otherwise.
     type: bool
     default: true
   ports:
     description:
-      - Links to have on the bridge. They must exist, be Ethernet links, and must not be bridges themselves.
+      - Links to have on the bridge (C(IFLA_MASTER)). They must exist, be Ethernet links, and must not be bridges
+        themselves.
       - A link that belongs to another bridge is refused unless O(force=true). One that belongs to anything else, such
         as a bond, is always refused.
       - An IP address on a port does not work any more. Move it to O(addresses) of the bridge.
@@ -83,13 +84,14 @@ _BRIDGE = r"""
     default: append
   mtu:
     description:
-      - The MTU of the bridge in bytes, 68 to 65535 (C(dev_set_mtu) in the kernel).
+      - The MTU of the bridge in bytes, 68 to 65535 (C(IFLA_MTU)).
       - As long as nobody has changed it, the MTU of a bridge follows the smallest one of its ports.
       - One below 1280 is refused for a bridge with IPv6 addresses, because the kernel would remove them.
     type: int
   mac:
     description:
-      - The MAC address of the bridge, a unicast address as six pairs of hexadecimal digits. Put it in quotes.
+      - The MAC address of the bridge (C(IFLA_ADDRESS)), a unicast address as six pairs of hexadecimal digits. Put it in
+        quotes.
       - An address that is given is pinned. The bridge keeps it whatever ports come and go. Without that, a bridge takes
         the lowest address of its ports, so that it changes with the guests that start and stop, and zeros when the
         last port leaves. An address that is the current one by chance gets pinned too.
@@ -177,8 +179,8 @@ _BRIDGE = r"""
     type: int
   vlans:
     description:
-      - The VLANs that the host itself is a member of with a tag, as VLAN links such as C(br0.100) on top of the bridge
-        need it. Numbers and ranges, such as V(100) and V(110-120), 1 to 4094.
+      - The VLANs that the host itself is a member of with a tag (C(IFLA_BRIDGE_VLAN_INFO)), as VLAN links such as
+        C(br0.100) on top of the bridge need it. Numbers and ranges, such as V(100) and V(110-120), 1 to 4094.
       - The list is the whole list. A VLAN that it does not name is taken away. An empty list takes them all.
       - The VLAN that the host has without a tag, see O(vlan_default_pvid), is not touched, listed or not.
       - It is refused for a bridge that does not filter VLANs, because it would do nothing there.
@@ -186,8 +188,8 @@ _BRIDGE = r"""
     elements: str
   addresses:
     description:
-      - IPv4 and IPv6 addresses of the bridge with their prefix lengths, such as V(192.0.2.1/24) and V(2001:db8::1/64).
-        One with a peer is written as V(10.0.0.1 peer 10.0.0.2/32).
+      - IPv4 and IPv6 addresses of the bridge (C(IFA_LOCAL)) with their prefix lengths, such as V(192.0.2.1/24) and
+        V(2001:db8::1/64). One with a peer is written as V(10.0.0.1 peer 10.0.0.2/32).
       - An IPv6 address that the bridge has with another prefix length is removed and added, because the kernel
         can't change the length.
     type: list
@@ -207,7 +209,7 @@ _BRIDGE = r"""
 _TAP = r"""
   name:
     description:
-      - The name of the tap, 1 to 15 bytes, without blanks, control bytes, V(/), V(:) and V(%).
+      - The name of the tap (C(IFLA_IFNAME)), 1 to 15 bytes, without blanks, control bytes, V(/), V(:) and V(%).
       - A link of this name that is not a tap is never touched. The task fails.
     type: str
     required: true
@@ -229,7 +231,7 @@ _TAP = r"""
     default: false
   up:
     description:
-      - Whether the tap is up. An unprivileged guest can't bring it up itself.
+      - Whether the tap is up (C(IFF_UP)). An unprivileged guest can't bring it up itself.
       - A tap that is taken down loses its IPv6 addresses.
     type: bool
     default: true
@@ -268,19 +270,20 @@ _TAP = r"""
     default: false
   bridge:
     description:
-      - The bridge to have the tap on. It must exist.
+      - The bridge to have the tap on (C(IFLA_MASTER)). It must exist.
       - An empty string takes the tap off its bridge.
     type: str
   mtu:
     description:
-      - The MTU of the tap in bytes, 68 to 65521 (C(MAX_MTU) in the kernel's C(tun.c), less the Ethernet header).
+      - The MTU of the tap in bytes (C(IFLA_MTU)), 68 to 65521 (C(MAX_MTU) in the kernel's C(tun.c), less the Ethernet
+        header).
       - If it is not given, a new tap gets the MTU of O(bridge).
       - One below 1280 takes IPv6 off the tap.
     type: int
   mac:
     description:
-      - The MAC address of the host's end, a unicast address as six pairs of hexadecimal digits. Put it in quotes. The
-        guest has one of its own, which must differ.
+      - The MAC address of the host's end (C(IFLA_ADDRESS)), a unicast address as six pairs of hexadecimal digits. Put
+        it in quotes. The guest has one of its own, which must differ.
       - A bridge without an address of its own takes the lowest one of its ports. One that begins with V(fe) stays out
         of that.
     type: str
@@ -358,8 +361,8 @@ _TAP = r"""
     type: int
   untagged:
     description:
-      - The VLANs whose frames go to the tap without a tag. Numbers and ranges, such as V(100) and V(110-120), 1 to
-        4094.
+      - The VLANs whose frames go to the tap without a tag (C(BRIDGE_VLAN_INFO_UNTAGGED)). Numbers and ranges, such as
+        V(100) and V(110-120), 1 to 4094.
       - The list is the whole list. A VLAN that it does not name is taken from the tap, or moves to O(tagged) if that
         lists it. An empty list takes them all.
       - The tap must be a member of its O(pvid), untagged or tagged, so give both where one changes.
@@ -367,8 +370,8 @@ _TAP = r"""
     elements: str
   tagged:
     description:
-      - The VLANs whose frames go to the tap with their tag, for a guest that tells them apart. Numbers and ranges as in
-        O(untagged), in which they can't be as well.
+      - The VLANs whose frames go to the tap with their tag (C(IFLA_BRIDGE_VLAN_INFO)), for a guest that tells them
+        apart. Numbers and ranges as in O(untagged), in which they can't be as well.
       - The list is the whole list. A VLAN that it does not name is taken from the tap, or moves to O(untagged) if that
         lists it. An empty list takes them all.
     type: list

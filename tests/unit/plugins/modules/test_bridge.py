@@ -95,6 +95,12 @@ OPTIONS = [
 ]
 
 
+def test_every_option_is_tested() -> None:
+    # Those with a mark are values of pytest's.
+    tested = {getattr(each, "values", each)[0] for each in OPTIONS}
+    assert tested == {option.name for option in (*model.LINK_OPTIONS, *model.BRIDGE_OPTIONS)}
+
+
 @pytest.mark.parametrize(("option", "first", "second", "reached"), OPTIONS)
 def test_option(sandbox: Sandbox, option: str, first: object, second: object, reached: Any) -> None:
     """Set at creation, changed, foreseen by check mode, read back, unchanged by a second run."""

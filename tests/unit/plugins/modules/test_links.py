@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 from ansible_collections.hostnet.qemu.plugins.doc_fragments.links import ModuleDocFragment
 from ansible_collections.hostnet.qemu.plugins.module_utils.tapfd import tuntap
 from ansible_collections.hostnet.qemu.plugins.modules import links
@@ -201,6 +202,14 @@ def test_documentation_matches_the_arguments() -> None:
             assert told == {key: rule.get(key) for key in told}, name
         if "options" in rules:
             assert set(documented[kind]["suboptions"]) == set(rules["options"])
+
+
+@pytest.mark.parametrize("kind", ["BRIDGE", "TAP"])
+def test_every_option_says_what_it_is_in_the_kernel(kind: str) -> None:
+    of_task = {"state", "force", "ports_mode", "addresses_mode"}
+    for name, option in yaml.safe_load(getattr(ModuleDocFragment, kind))["options"].items():
+        text = " ".join(option["description"])
+        assert name in of_task or re.search(r"C\((IFLA_|IFF_|IFA_|TUNSET|BRIDGE_VLAN_)[A-Z0-9_]+\)", text), name
 
 
 def test_references_mean_the_same_element() -> None:

@@ -115,6 +115,14 @@ def changes(option: str, values: tuple[object, ...], **always: Any) -> None:
         assert made["tap"] == again["tap"]
 
 
+def test_every_option_is_tested() -> None:
+    """The flags of TUN_OPTIONS that a new tap gets have a test of their own."""
+    assert {each[0] for each in OPTIONS} - {"bridge"} == {
+        option.name for option in (*model.TAP_LINK_OPTIONS, model.OWNER, model.GROUP)
+    }
+    assert {each[0] for each in PORT_OPTIONS} == {option.name for option in model.TAP_PORT_OPTIONS}
+
+
 @pytest.mark.parametrize(("option", "first", "second", "reached"), OPTIONS)
 def test_option(sandbox: Sandbox, option: str, first: object, second: object, reached: Any) -> None:
     for name in ("br0", "br1"):
