@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 import yaml
@@ -32,13 +32,18 @@ BRIDGE_VLANS = ("vlan_filtering", "vlan_default_pvid", "vlans")
 
 # A program that attaches to a tap so many times, as a guest's QEMU does, and stays until its input ends.
 GUEST = """
-import os, sys
+import ctypes, os, sys
 sys.path.insert(0, sys.argv[1])
 from tapfd import tuntap
 for _queue in range(int(sys.argv[4])):
     tuntap.create(tuntap.open_tun(), sys.argv[2].encode(), tuntap.IFF_TAP | int(sys.argv[3]))
 if len(sys.argv) > 5:
-    os.setresuid(int(sys.argv[5]), int(sys.argv[5]), int(sys.argv[5]))
+    user = int(sys.argv[5])
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    # PR_SET_DUMPABLE: as if that user had started it, who may look into it.
+    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -160,6 +165,40 @@ def test_holders_where_the_kernel_does_not_tell_the_namespace(
     monkeypatch.setattr(host, "_NR_PIDFD_GETFD", -1)
     with guest("tap0") as process:
         assert [holder.pid for holder in host.tap_holders()["tap0"]] == [process]
+
+
+def test_a_user_without_privileges_is_told_what_a_user_may_know(sandbox: Sandbox) -> None:
+    """All but the processes of others."""
+    ip("link", "add", "br0", "up", "type", "bridge")
+    make("tap0", "user", "nobody")
+    ip("link", "set", "tap0", "up", "address", MAC, "master", "br0")
+    make("tap1")
+    with guest("tap0", user=65534) as own, guest("tap1"):
+        told = round_trip.tell()
+        seen = _as_nobody(round_trip.tell)
+    assert seen[:2] == told[:2]
+    assert [holder["pid"] for holder in seen.tap_facts["tap0"]["holders"]] == [own]
+    assert len(told.tap_facts["tap1"]["holders"]) == 1 and seen.tap_facts["tap1"]["holders"] == []
+
+
+def _as_nobody(ask: Callable[[], round_trip.Told]) -> round_trip.Told:
+    """What a user without privileges is answered."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            with open(writer, "w", encoding="utf-8") as pipe:
+                json.dump(ask(), pipe)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, encoding="utf-8") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    return round_trip.Told(*json.loads(answer))
 
 
 def test_looking_leaves_nothing_open(sandbox: Sandbox) -> None:

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
-from ansible_collections.hostnet.qemu.plugins.module_utils.links import host
+import pytest
+from ansible_collections.hostnet.qemu.plugins.module_utils.links import host, kernel
 from ansible_collections.hostnet.qemu.plugins.module_utils.links.facts import bridge_facts, readable, tap_facts
 from ansible_collections.hostnet.qemu.plugins.module_utils.links.kernel import Inspection, Kernel
 from ansible_collections.hostnet.qemu.plugins.module_utils.links.model import BRIDGE, TAP, settable, settable_tap
@@ -52,6 +54,18 @@ def test_what_is_read(sandbox: Sandbox) -> None:
 def test_links_of_another_kind_are_not_there(sandbox: Sandbox) -> None:
     ip("tuntap", "add", "dev", "tun0", "mode", "tun")
     assert inspect(TAP, ["tun0", "lo", "missing", ""]) == inspect(BRIDGE) == Inspection()
+
+
+def test_taps_are_read_without_the_library(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    ip("tuntap", "add", "dev", "tap0", "mode", "tap")
+    kernel._library.cache_clear()
+    # As Python has it: an import that finds None fails.
+    monkeypatch.setitem(sys.modules, "pyroute2", None)
+    assert inspect(TAP).names == ("tap0",)
+    assert inspect(BRIDGE).names == ()
+    ip("link", "add", "br0", "type", "bridge")
+    with pytest.raises(kernel.NoLibrary):
+        inspect(BRIDGE)
 
 
 def test_queues_and_holders(sandbox: Sandbox) -> None:
