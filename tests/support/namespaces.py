@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -31,11 +32,17 @@ _INSTALLED = (
     "etc/qemu",
     "etc/*/*hostnet-qemu*",
     "etc/*/*/*hostnet-qemu*",
+    "etc/qemu-if*",
     "etc/systemd/system/*/*hostnet-qemu*",
     "usr/local/bin/qemu-bridge-run",
     "usr/local/lib*/*qemu*",
     "usr/local/lib*/.qemu-bridge-helper*",
 )
+
+# What it adds to files of others.
+_ADDED = ("etc/apparmor.d/local/*", re.compile(r"# BEGIN (.* hostnet\.qemu\..*)\n(?:.*\n)*?# END \1\n"))
+# What it has dpkg set aside.
+_DIVERTED = Path("/usr/lib/qemu/qemu-bridge-helper")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -92,10 +99,27 @@ class Sandbox:
                     shutil.rmtree(found)
                 else:
                     found.unlink()
+        files, added = _ADDED
+        for path in filter(Path.is_file, Path("/").glob(files)):
+            text = path.read_text("utf-8", "surrogateescape")
+            if added.search(text):
+                path.write_text(added.sub("", text), "utf-8", "surrogateescape")
+        self._give_back_diverted()
         machine_id = Path("/etc/machine-id")
         if not machine_id.exists() or len(machine_id.read_bytes()) < 32:
             machine_id.write_text("0123456789abcdef0123456789abcdef\n", encoding="ascii")
         ip("link", "set", "lo", "up")
+
+    def _give_back_diverted(self) -> None:
+        """Have QEMU's own path to a helper as the machine has it without the role."""
+        diversions = Path("/var/lib/dpkg/diversions")
+        aside = f"{_DIVERTED}.before-hostnet-qemu"
+        if not diversions.exists() or aside not in diversions.read_text("utf-8", "surrogateescape").splitlines():
+            return
+        for directory in ("/usr/lib", "/var/lib/dpkg"):
+            self.overlay(directory)
+        _DIVERTED.unlink(missing_ok=True)
+        subprocess.run(["dpkg-divert", "--quiet", "--local", "--rename", "--remove", _DIVERTED], check=True)
 
     def make_tun(self, mode: int | None) -> None:
         """Lay a /dev/net of our own, with a `tun` node of this mode, or without one for None."""

@@ -96,7 +96,7 @@ def allow_dpkg(sandbox: Sandbox) -> None:
 def dpkg(*arguments: str | Path) -> str:
     """Run dpkg, whatever a package depends on and whatever conffiles were changed; return what it said."""
     done = subprocess.run(
-        ["dpkg", "--force-depends", "--force-confold", *arguments],
+        ["dpkg", "--force-depends", "--force-confold", "--force-confmiss", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

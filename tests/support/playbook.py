@@ -21,7 +21,8 @@ from support.namespaces import Sandbox
 def prepare(sandbox: Sandbox) -> None:
     """Make the sandbox a host that never had the role, and that no init system runs."""
     sandbox.overlay("/run")
-    for directory in ("/run/systemd", "/run/openrc"):
+    # And no bus by which the machine's own services could be told something.
+    for directory in ("/run/systemd", "/run/openrc", "/run/dbus"):
         shutil.rmtree(directory, ignore_errors=True)
     # Where the rules for /dev/net/tun go; a container without udev and systemd has neither.
     Path("/etc/udev/rules.d").mkdir(parents=True, exist_ok=True)
