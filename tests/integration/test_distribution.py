@@ -667,3 +667,16 @@ def test_what_networkmanager_is_told(host: Sandbox, program: ModuleType, request
     assert found() == ""
     UNMANAGED.write_text("[keyfile]\n")
     assert found() is None
+
+
+@pytest.mark.parametrize(("enforce", "told"), [("1", True), ("0", False), (None, False)])
+def test_selinux_is_spoken_of_where_it_is_enforced(
+    host: Sandbox, program: ModuleType, request_of_role: dict[str, Any], enforce: str | None, told: bool
+) -> None:
+    switch = host.scratch / "enforce"
+    request_of_role["paths"]["selinux"] = str(switch)
+    if enforce is not None:
+        switch.write_text(enforce)
+    assert ("selinux" in program.survey(request_of_role)["distribution"]) is told
+    request_of_role["state"] = "absent"
+    assert "selinux" not in program.survey(request_of_role)["distribution"]

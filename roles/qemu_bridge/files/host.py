@@ -759,6 +759,7 @@ class Distribution:
             "ifup": self._ifup(),
             "apparmor": self._apparmor(),
             "networkmanager": self._networkmanager(),
+            "selinux": self._selinux(),
         }
         return {name: change for name, change in changes.items() if change is not None}
 
@@ -903,6 +904,10 @@ class Distribution:
                 f"be a second way to the bridges, under another name: take them back ({' and '.join(cures)}), "
                 f"{way_out}."
             )
+
+    def _selinux(self) -> dict[str, Any] | None:
+        """Something to tell the administrator, where SELinux refuses what its policy does not know."""
+        return {} if self.present and _read(self.request["paths"]["selinux"]).strip() == b"1" else None
 
     def _networkmanager(self) -> dict[str, Any] | None:
         """The file that keeps NetworkManager off the taps, if it is wrong or no longer needed."""
