@@ -111,6 +111,7 @@ def qemu_is_on_the_bridge() -> bool:
     return bool(ports)
 
 
+@pytest.mark.timeout(900)  # Many runs of the role.
 def test_qemu_finds_the_helper_by_itself(
     qemu_host: Sandbox, qemu_package: Path, playbook: Playbook, user: User
 ) -> None:
@@ -411,6 +412,7 @@ def shellcheck() -> Path:
     return fetch("shellcheck")["shellcheck"]
 
 
+@pytest.mark.timeout(900)  # Many runs of the role.
 def test_the_scripts_of_taps(
     shellcheck: Path, qemu_host: Sandbox, qemu_package: Path, playbook: Playbook, user: User
 ) -> None:
