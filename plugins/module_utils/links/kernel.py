@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Read the links of a network namespace and carry out operations on them. The one file that imports pyroute2.
 
-Messages on links are our own (rtnetlink.py), since a task may have thousands. Those on addresses and routes are few,
-and pyroute2 knows them. It is imported when the first of them is needed, since that takes longer than most tasks.
+Messages on links, and on what bridges have learned, are our own (rtnetlink.py), since a task may have thousands. Those
+on addresses and routes are few, and pyroute2 knows them. It is imported when the first of them is needed, since that
+takes longer than most tasks.
 
 Of pyroute2 the codec is taken, which is the same from 0.5.14 to 0.9.7, and not the socket, which is not: 0.5.14 sends
 deletions with a flag that newer kernels take for "in bulk" and refuse, 0.9.7 has no usable `nlm_request` on IPRoute,

@@ -1,7 +1,7 @@
 # Copyright: the hostnet.qemu authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Talk rtnetlink(7): a socket, and the messages on links, of which a task may have thousands.
+"""Talk rtnetlink(7): a socket, and the messages of which a task may have thousands, on links and on what bridges learn.
 
 Of these only what is asked for is decoded, which is where the time of a task on many links goes. For messages on
 anything else there is pyroute2, see kernel.py.
