@@ -113,6 +113,14 @@ def main(words: list[str]) -> int:
 def _hand_over(arguments: Arguments) -> None:
     """Decide, make the tap, attach it, send it; Refusal where any of it can't be, and then nothing is left of it."""
     channel = _channel(arguments.channel)
+    try:
+        _hand_over_by(channel, arguments)
+    finally:
+        # The kernel closes it after our last word: libvirt kills a helper whose end of the socket is closed.
+        channel.detach()
+
+
+def _hand_over_by(channel: socket, arguments: Arguments) -> None:
     decision = _decide(arguments.bridge)
     if not decision.granted:
         raise Refusal(

@@ -235,14 +235,20 @@ def test_bridge_that_is_full(host: Sandbox) -> None:
     assert "the bridge has all its 1023 ports" in line
 
 
-def test_stderr_that_nobody_reads(host: Sandbox) -> None:
-    """The tap is closed before the sentence: a full pipe holds the helper, and no tap with it."""
+def full_pipe() -> tuple[int, int]:
+    """A pipe that holds whoever writes to it until it is read."""
     read, write = os.pipe()
     os.set_blocking(write, False)
     with pytest.raises(BlockingIOError):
         while True:
             os.write(write, b"x" * 4096)
     os.set_blocking(write, True)
+    return read, write
+
+
+def test_stderr_that_nobody_reads(host: Sandbox) -> None:
+    """The tap is closed before the sentence: a full pipe holds the helper, and no tap with it."""
+    read, write = full_pipe()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with theirs:
         # The peer of a datagram socket may go unseen until the send.
@@ -256,6 +262,26 @@ def test_stderr_that_nobody_reads(host: Sandbox) -> None:
     assert not [name for name in os.listdir("/sys/class/net") if name.startswith("tap")]
     with open(read, "rb") as pipe:
         assert b"cannot" in pipe.read()
+    assert helper.wait() == 1
+
+
+def test_socket_stays_open_until_the_sentence_is_out(host: Sandbox) -> None:
+    """libvirt kills a helper whose end of the socket is closed, and shows what it has said by then."""
+    read, write = full_pipe()
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            helper = subprocess.Popen(
+                [*COMMAND, "--br=br1", f"--fd={theirs.fileno()}"], pass_fds=[theirs.fileno()], stderr=write
+            )
+        os.close(write)
+        with pytest.raises(subprocess.TimeoutExpired):
+            helper.wait(1)
+        with pytest.raises(BlockingIOError):
+            ours.recv(1, socket.MSG_DONTWAIT)
+        with open(read, "rb") as pipe:
+            assert b"access denied by acl file" in pipe.read()
+        assert ours.recv(1) == b""
     assert helper.wait() == 1
 
 
