@@ -105,9 +105,21 @@ def main(words: list[str]) -> int:
         message = f"qemu-bridge-helper: unexpected error: {because(error)}; please report it with the command line\n"
     except (KeyboardInterrupt, MemoryError) as interruption:
         message = f"qemu-bridge-helper: ended by {type(interruption).__name__}, nothing was made\n"
-    # Only now, with every descriptor of a tap closed: the stream may be a full pipe that holds us.
-    write(stream, message.encode("ascii", "backslashreplace"))
+    if message:
+        _say(stream, message)
     return status
+
+
+def _say(stream: int, message: str) -> None:
+    try:
+        # Only now, with every descriptor of a tap closed: the stream may be a full pipe that holds us.
+        write(stream, message.encode("ascii", "backslashreplace"))
+        # The stream ends before the socket does. At the socket's end libvirt shows what it has read, with rubbish
+        # behind it where it had not come to the end of the stream.
+        posix.close(stream)
+    except OSError:
+        # The caller gave no such stream.
+        pass
 
 
 def _hand_over(arguments: Arguments) -> None:
