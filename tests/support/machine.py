@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -106,7 +106,23 @@ class Machine:
         return False
 
 
-def wait_for(what: str, condition: Callable[[], bool], machines: Sequence[Machine] = ()) -> None:
+class Running(Protocol):
+    """Something whose end is a failure, as a `Machine`'s is."""
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """What must not end."""
+
+    @property
+    def console(self) -> str:
+        """What a guest has written."""
+
+    @property
+    def errors(self) -> str:
+        """What the process has written to stderr."""
+
+
+def wait_for(what: str, condition: Callable[[], bool], machines: Sequence[Running] = ()) -> None:
     """Wait until the condition holds; fail with all that is known when it doesn't, or when a machine has ended."""
     deadline = time.monotonic() + PATIENCE
     while not condition():

@@ -18,7 +18,7 @@ import stat
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -64,6 +64,26 @@ def fetch() -> Debian:
 
     Must be called in the machine's own network namespace. Raises ArtefactError.
     """
+    unpacked = _fetch("debian", _packages)
+    machine = platform.machine()
+    programs = unpacked / "programs"
+    (virtiofsd,) = (programs / path for path in _VIRTIOFSD if (programs / path).exists())
+    (kernel,) = unpacked.glob("guest/boot/vmlinuz-*")
+    (modules,) = unpacked.glob("guest/usr/lib/modules/*")
+    busybox = unpacked / "guest/usr/bin/busybox"
+    return Debian(programs, programs / f"usr/lib/{machine}-linux-gnu", virtiofsd, kernel, modules, busybox)
+
+
+def fetch_libvirt() -> Path:
+    """Return a tree to lay over the machine's /usr besides QEMU's: libvirt's daemon and client, and their libraries.
+
+    Must be called in the machine's own network namespace. Raises ArtefactError.
+    """
+    return _fetch("libvirt", _packages_of_libvirt) / "programs"
+
+
+def _fetch(name: str, packages: Callable[[Path], dict[str, list[Path]]]) -> Path:
+    """Return the directory of unpacked packages of this name, after `packages` has downloaded them if there is none."""
     release = platform.freedesktop_os_release()
     machine = platform.machine()
     if shutil.which("apt-get") is None or machine != "x86_64":
@@ -72,17 +92,12 @@ def fetch() -> Debian:
             f"{release.get('PRETTY_NAME', 'unknown')} on {machine}. Run them on Debian 12 or later on x86_64."
         )
     CACHE.mkdir(exist_ok=True)
-    unpacked = CACHE / f"debian-{release.get('VERSION_CODENAME', 'unknown')}-{machine}"
+    unpacked = CACHE / f"{name}-{release.get('VERSION_CODENAME', 'unknown')}-{machine}"
     with open(CACHE / "lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not unpacked.exists():
-            _download(unpacked)
-    programs = unpacked / "programs"
-    (virtiofsd,) = (programs / path for path in _VIRTIOFSD if (programs / path).exists())
-    (kernel,) = unpacked.glob("guest/boot/vmlinuz-*")
-    (modules,) = unpacked.glob("guest/usr/lib/modules/*")
-    busybox = unpacked / "guest/usr/bin/busybox"
-    return Debian(programs, programs / f"usr/lib/{machine}-linux-gnu", virtiofsd, kernel, modules, busybox)
+            _download(unpacked, packages)
+    return unpacked
 
 
 def fetch_release(suite: str) -> Path:
@@ -125,7 +140,7 @@ def _packages_of(suite: str, scratch: Path) -> list[Path]:
         "Dir::Etc::preferences": "none",
         "Dir::Etc::preferencesparts": "none",
     }
-    options = ["-q", "-o", "APT::Sandbox::User=root"]
+    options = [*_AS_ROOT]
     for name, place in places.items():
         options += ["-o", f"{name}={scratch / place}"]
     _run(["apt-get", "update", *options], scratch)
@@ -134,38 +149,52 @@ def _packages_of(suite: str, scratch: Path) -> list[Path]:
     return sorted((scratch / "archives").glob("*.deb"))
 
 
-def _download(destination: Path) -> None:
+def _download(destination: Path, packages: Callable[[Path], dict[str, list[Path]]]) -> None:
     """Download and unpack into `destination`, which comes into being complete or not at all."""
     with tempfile.TemporaryDirectory(dir=CACHE) as directory:
         scratch = Path(directory)
         try:
-            packages = _packages(scratch)
+            trees = packages(scratch)
         except ArtefactError:
             # New machines come with old lists of packages, or with none.
             _run(["apt-get", "update", "-q"], scratch)
-            packages = _packages(scratch)
+            trees = packages(scratch)
         result = scratch / "result"
-        for name, archives in packages.items():
+        for name, archives in trees.items():
             _unpack(archives, result / name)
         result.rename(destination)
 
 
+# As root: apt's own user need not have a way into this checkout.
+_AS_ROOT = ["-q", "-o", "APT::Sandbox::User=root"]
+
+
 def _packages(scratch: Path) -> dict[str, list[Path]]:
-    """Download the packages; return the archives by the tree that they belong to."""
-    programs, guest = scratch / "archives", scratch / "guest-archives"
-    (programs / "partial").mkdir(parents=True, exist_ok=True)
+    """Download QEMU and what a guest needs; return the archives by the tree that they belong to."""
+    guest = scratch / "guest-archives"
     guest.mkdir(exist_ok=True)
-    # As root: apt's own user need not have a way into this checkout.
-    options = ["-q", "-o", "APT::Sandbox::User=root"]
-    install = [*options, "--yes", "--download-only", "--no-install-recommends", "--reinstall"]
-    install += ["-o", "DPkg::Lock::Timeout=300", "-o", f"Dir::Cache::archives={programs}"]
-    virtiofsd = _run(["apt-cache", "search", "--names-only", "^virtiofsd$"], programs).split()[:1]
-    _run(["apt-get", "install", *install, "qemu-system-x86", "qemu-system-common", *virtiofsd], programs)
+    virtiofsd = _run(["apt-cache", "search", "--names-only", "^virtiofsd$"], scratch).split()[:1]
+    programs = _with_libraries(scratch, "qemu-system-x86", "qemu-system-common", *virtiofsd)
     # linux-image-cloud-amd64 is empty and depends on the newest kernel.
     depends = _run(["apt-cache", "depends", "--important", "linux-image-cloud-amd64"], guest)
     kernels = [line.split()[1] for line in depends.splitlines() if line.split()[0] == "Depends:"]
-    _run(["apt-get", "download", *options, "busybox-static", *kernels], guest)
-    return {"programs": sorted(programs.glob("*.deb")), "guest": sorted(guest.glob("*.deb"))}
+    _run(["apt-get", "download", *_AS_ROOT, "busybox-static", *kernels], guest)
+    return {"programs": programs, "guest": sorted(guest.glob("*.deb"))}
+
+
+def _packages_of_libvirt(scratch: Path) -> dict[str, list[Path]]:
+    """Download libvirt; return the archives by the tree that they belong to."""
+    return {"programs": _with_libraries(scratch, "libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients")}
+
+
+def _with_libraries(scratch: Path, *packages: str) -> list[Path]:
+    """Download packages with all that they depend on and that the machine lacks; return the archives."""
+    archives = scratch / "archives"
+    (archives / "partial").mkdir(parents=True, exist_ok=True)
+    install = [*_AS_ROOT, "--yes", "--download-only", "--no-install-recommends", "--reinstall"]
+    install += ["-o", "DPkg::Lock::Timeout=300", "-o", f"Dir::Cache::archives={archives}"]
+    _run(["apt-get", "install", *install, *packages], archives)
+    return sorted(archives.glob("*.deb"))
 
 
 def _unpack(archives: list[Path], tree: Path) -> None:
@@ -193,18 +222,23 @@ def _run(command: list[str], directory: Path, stdin: IO[bytes] | int | None = su
     return done.stdout
 
 
-def lay(sandbox: Sandbox, debian: Debian) -> None:
-    """Make `QEMU` and `BRIDGE_HELPER` exist in the sandbox, the latter with cap_net_admin=ep. Raises ArtefactError."""
-    # A path of ours: one that holds a colon or a comma can't be given to overlayfs.
-    programs = sandbox.scratch / "programs"
-    programs.mkdir()
-    mount(str(debian.programs), programs, None, MS_BIND)
+def lay(sandbox: Sandbox, debian: Debian, *others: Path) -> None:
+    """Make `QEMU` and `BRIDGE_HELPER` exist in the sandbox, the latter with cap_net_admin=ep, and the trees `others`.
+
+    Raises ArtefactError.
+    """
+    trees = []
+    for tree in (debian.programs, *others):
+        # A path of ours: one that holds a colon or a comma can't be given to overlayfs.
+        programs = Path(tempfile.mkdtemp(dir=sandbox.scratch))
+        mount(str(tree), programs, None, MS_BIND)
+        trees.append(programs)
     # One by one, since a sandbox has other mounts in /usr/local.
-    for directory in ("bin", "lib", "share"):
+    for directory in ("bin", "lib", "sbin", "share"):
         layers = Path(tempfile.mkdtemp(dir=sandbox.scratch))
         for layer in ("upper", "work"):
             (layers / layer).mkdir(mode=0o755)
-        lower = f"{programs}/usr/{directory}:/usr/{directory}"
+        lower = ":".join(f"{tree}/usr/{directory}" for tree in (*trees, ""))
         data = f"lowerdir={lower},upperdir={layers}/upper,workdir={layers}/work"
         mount("overlay", f"/usr/{directory}", "overlay", 0, data)
     os.setxattr(BRIDGE_HELPER, "security.capability", _CAP_NET_ADMIN_EP)
