@@ -202,28 +202,32 @@ class _Command:
 class _Child:
     """A helper at work; `close` gives back what it holds of this process."""
 
+    # Of waitpid(2) as Python gives it, negative for a signal; None until then, and where another took it.
+    _status: "int | None" = None
+
     def __init__(self, command: _Command, bridge: str) -> None:
         self._command = command
         self._bridge = bridge
         self._pid = 0
         # Known by the kernel's word that it ended, and not by the status, which may be lost.
         self._ended = False
-        self._status: int | None = None
         self._output = b""
-        self._channel: socket | None = None
+        # Our end of the one that the helper sends through; none before the start.
+        self._channels: list[socket] = []
         self._outputs = self._failure = self._pidfd = -1
 
     def start(self, vnet_hdr: bool, mask: "set[int]") -> None:
         """Start it, with `mask` as its signal mask; HelperNotStarted where this process can't."""
         theirs: list[int] = []
         try:
-            self._channel, channel = socketpair(AF_UNIX, SOCK_STREAM)
+            ours, channel = socketpair(AF_UNIX, SOCK_STREAM)
+            self._channels.append(ours)
             theirs.append(channel.detach())
             self._outputs, outputs = posix.pipe()
             theirs.append(outputs)
             self._failure, failure = posix.pipe()
             theirs.append(failure)
-            self._channel.setblocking(False)
+            ours.setblocking(False)
             # Another thread may fork meanwhile, and so keep their other ends open beyond the helper's.
             posix.set_blocking(self._outputs, False)
             posix.set_blocking(self._failure, False)
@@ -270,20 +274,20 @@ class _Child:
             except (ProcessLookupError, ChildProcessError):
                 # Reaped in between by who waits for all children of this process.
                 pass
-        if self._channel is not None:
-            self._channel.close()
+        for channel in self._channels:
+            channel.close()
         for descriptor in (self._outputs, self._failure, self._pidfd):
             if descriptor >= 0:
                 posix.close(descriptor)
 
     def _receive(self) -> int:
         """The one descriptor that was sent."""
-        assert self._channel is not None
+        (channel,) = self._channels
         try:
             # What has been sent counts, and no more: a process that the helper left behind could send for ever.
-            self._channel.shutdown(SHUT_RD)
-            descriptor = fdpass.receive_descriptor(self._channel)
-            if fdpass.discard(self._channel):
+            channel.shutdown(SHUT_RD)
+            descriptor = fdpass.receive_descriptor(channel)
+            if fdpass.discard(channel):
                 posix.close(descriptor)
                 raise fdpass.TooManySent
         except fdpass.TooManySent:

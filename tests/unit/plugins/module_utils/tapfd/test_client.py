@@ -579,7 +579,7 @@ def test_fuzzed(helper: Helper, script: dict[str, Any]) -> None:
     else:
         with pytest.raises(client.HelperError) as caught:
             client.run_helper(command, "br0")
-        assert type(caught.value) is wanted, caught.value
+        assert caught.type is wanted, caught.value
         assert str(caught.value).isprintable() or script["output"]
     assert state() == before
     with pytest.raises(ChildProcessError):
