@@ -354,7 +354,7 @@ def ansible(sandbox: Sandbox, python: str, arguments: str, *options: str) -> sub
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=200,
     )
 
 
