@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_environment() -> None:
-    """A search path without a version manager's shims, and a umask that lays files as an administrator would."""
+    """A search path without a version manager's shims, an administrator's umask, and signals as at a terminal.
+
+    What is started in the background ignores SIGINT, and what that starts does too.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     os.umask(0o022)
 

@@ -14,6 +14,7 @@ import traceback
 from typing import Any, Callable
 
 import yaml
+from ansible.module_utils import _internal
 from ansible.module_utils.testing import patch_module_args
 
 
@@ -29,6 +30,8 @@ def run_module(
     if not child:
         try:
             os.close(reader)
+            # Where a test has imported what belongs to the controller, warnings would go to its terminal.
+            _internal.is_controller = False
             with open(writer, "w", encoding="utf-8") as pipe:
                 pipe.write(_output({**parameters, "_ansible_check_mode": check, "_ansible_diff": diff}, main))
         finally:

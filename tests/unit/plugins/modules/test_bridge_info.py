@@ -177,8 +177,8 @@ def test_learned_addresses_and_counters(sandbox: Sandbox) -> None:
     ip("link", "set", "p1", "master", "br0")
     ip("link", "set", "p1-far", "up")
     with _packet_socket("p1-far") as wire:
-        wire.send(bytes.fromhex("020000000001 525400123456 88b5") + bytes(86))
         for _try in range(200):
+            wire.send(bytes.fromhex("020000000001 525400123456 88b5") + bytes(86))
             facts = run()["facts"]["br0"]
             if any(entry["mac"] == "52:54:00:12:34:56" for entry in facts["learned"]):
                 break
