@@ -26,7 +26,7 @@ MOLECULE := $(MOLECULE_VENV)/ready-$(PYTHON_VERSION)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
 .DELETE_ON_ERROR:
-.PHONY: help site venv collections test unit molecule invocations lint bench launchers clean
+.PHONY: help site venv collections test unit molecule invocations lint bench launchers dist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,14 @@ bench: $(TEST) collections ## measure what the budgets are about
 
 launchers: ## build the launcher of every architecture; the same bytes come out on any machine
 	@PYTHON='$(PYTHON)' files/launcher/build
+
+dist: $(SITE) ## build the tarball that ansible-galaxy installs, below build/
+	@$(call need,git:git)
+	@rm -rf build/dist
+	@mkdir -p build/dist
+	@git ls-files -z | xargs -0 cp --parents --no-dereference --target-directory=build/dist
+	@$(VENV)/bin/ansible-galaxy collection build --force --output-path build build/dist
+	@rm -rf build/dist
 
 clean: ## remove what make has made
 	rm -rf $(VENV) .collections .cache build .hypothesis .mypy_cache .pytest_cache .ruff_cache

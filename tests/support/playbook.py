@@ -1,7 +1,7 @@
 # Copyright: the hostnet.qemu authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Real runs of `ansible-playbook site.yml` against the sandbox that the test is in."""
+"""Real runs of the playbook `site` against the sandbox that the test is in."""
 
 from __future__ import annotations
 
@@ -39,15 +39,24 @@ class Run(NamedTuple):
 
 
 class Playbook:
-    """`site.yml`, from the checkout, with this sandbox as its one host.
+    """The playbook with this sandbox as its one host: the checkout's `site.yml`, or that of an installed collection.
 
     The modules run under the interpreter of the tests, which has pyroute2, so that the role installs no package. The
     helper gets the host's own interpreter, as everywhere.
     """
 
-    def __init__(self, sandbox: Sandbox) -> None:
+    def __init__(self, sandbox: Sandbox, collections: Path | None = None) -> None:
+        """If given, `collections` is where hostnet.qemu is installed, and all that Ansible gets to know."""
         self._directory = sandbox.scratch / "ansible"
         self._directory.mkdir(mode=0o700)
+        if collections is None:
+            self._name, self._home = "site.yml", ROOT
+            self._settings = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+        else:
+            self._name, self._home = "hostnet.qemu.site", self._directory
+            # Nor this machine's settings. Pipelining, as in the checkout's, halves the time.
+            (self._directory / "ansible.cfg").write_text("[connection]\npipelining = true\n", encoding="ascii")
+            self._settings = {"ANSIBLE_COLLECTIONS_PATH": str(collections)}
 
     def start(
         self, variables: dict[str, Any], *options: str, interpreter: str = sys.executable
@@ -60,12 +69,12 @@ class Playbook:
             "PATH": os.environ["PATH"],
             "LC_ALL": "C.UTF-8",
             "HOME": str(self._directory),
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
             "ANSIBLE_NOCOLOR": "1",
+            **self._settings,
         }
         return subprocess.Popen(
-            [sys.executable, "-m", "ansible", "playbook", "-i", inventory, *options, "site.yml"],
-            cwd=ROOT,
+            [sys.executable, "-m", "ansible", "playbook", "-i", inventory, *options, self._name],
+            cwd=self._home,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -1,0 +1,211 @@
+# Copyright: the hostnet.qemu authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The collection as users install it: from the tarball of `make dist` and from git, and its playbook run from there."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.install import COMMAND, LAUNCHER, LIBRARY, POLICY, ROOT
+from support.namespaces import Sandbox, mount, unmount
+from support.playbook import Playbook, prepare
+from support.user import User, take_tap
+
+# All that the collection consists of. What else git knows is left out by galaxy.yml.
+SHIPPED = re.compile(
+    r"""
+      LICENSE | (CHANGELOG|CONTRIBUTING|README)\.md
+    | changelogs/(changelog|config)\.yaml | changelogs/fragments/[\w.-]+\.yml
+    | docs/\w+\.md
+    | files/[\w-]+\.py
+    | files/launcher/(README\.md|build|launcher\.c) | files/launcher/bin/(SHA256SUMS|qemu-bridge-helper\.\w+)
+    | meta/runtime\.yml
+    | playbooks/\w+\.yml
+    | plugins/(doc_fragments|filter|modules)/\w+\.py | plugins/module_utils/(\w+/)?\w+\.py
+    | requirements/launchers\.txt
+    | roles/\w+/(README\.md|(defaults|meta|tasks|vars)/\w+\.yml|files/\w+\.py|templates/[\w.-]+\.j2)
+    """,
+    re.VERBOSE,
+)
+# What ansible-galaxy writes besides.
+MANIFESTS = {"FILES.json", "MANIFEST.json"}
+# What may lie about in a checkout, where ansible-galaxy by itself would take it for a part of the collection.
+STRAY = ("notes.txt", "plugins/modules/bridge.py.orig", "roles/qemu_bridge/tasks/mine.yml")
+
+# This machine's launcher.
+OWN = f"{LAUNCHER.name}.{platform.machine()}"
+
+
+def run(workspace: Path, *command: str | Path) -> str:
+    """Run a command in the workspace, with none of the caller's settings; return its output."""
+    done = subprocess.run(
+        command,
+        cwd=workspace,
+        env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HOME": str(workspace), "GIT_CONFIG_NOSYSTEM": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}:\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def install(workspace: Path, name: str, source: str | Path) -> Path:
+    """Have ansible-galaxy install `source` into an empty path; return that."""
+    collections = workspace / name
+    command = ("-m", "ansible", "galaxy", "collection", "install", "--offline", "--collections-path", collections)
+    run(workspace, sys.executable, *command, source)
+    return collections
+
+
+def known(workspace: Path, repository: Path) -> list[str]:
+    """The files of a repository that git knows."""
+    return run(workspace, "git", "-C", repository, "ls-files", "-z").rstrip("\0").split("\0")
+
+
+def files(collections: Path) -> dict[str, Path]:
+    """The files of the installed collection by their names in it."""
+    top = collections / "ansible_collections/hostnet/qemu"
+    return {str(path.relative_to(top)): path for path in top.rglob("*") if not path.is_dir()}
+
+
+def content(path: Path) -> tuple[bool, bytes]:
+    return os.access(path, os.X_OK), path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where everything here is built and installed, with settings for git and none for Ansible."""
+    path = tmp_path_factory.mktemp("dist")
+    # The checkout may belong to somebody else than root.
+    (path / ".gitconfig").write_text("[safe]\ndirectory = *\n[user]\nname = Somebody\nemail = somebody@localhost\n")
+    (path / "ansible.cfg").touch()
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkout(workspace: Path) -> Path:
+    """A repository that has in one commit what this checkout would, were all changes of tracked files committed."""
+    path = workspace / "checkout"
+    for name in known(workspace, ROOT):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, path / name, follow_symlinks=False)
+    for words in (["init", "--quiet"], ["add", "--all", "--force"], ["commit", "--quiet", "--message=All of it"]):
+        run(workspace, "git", "-C", path, *words)
+    for name in STRAY:
+        (path / name).write_text("- none of this belongs to the collection\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(workspace: Path, checkout: Path) -> Path:
+    """Where the tarball of `make dist` was installed."""
+    environment = Path(sys.prefix)
+    # The environment of the tests will do, however old it is.
+    ready = environment / f"site-{sys.version_info[0]}.{sys.version_info[1]}"
+    settings = (f"--old-file={ready}", f"VENV={environment}", f"PYTHON={sys.executable}")
+    run(workspace, "make", f"--directory={checkout}", *settings, "dist")
+    (tarball,) = (checkout / "build").iterdir()
+    return install(workspace, "from-tarball", tarball)
+
+
+def test_the_tarball_is_what_belongs_to_the_collection(workspace: Path, checkout: Path, installed: Path) -> None:
+    belongs = {name for name in known(workspace, checkout) if SHIPPED.fullmatch(name)}
+    found = files(installed)
+    assert found.keys() ^ (belongs | MANIFESTS) == set()
+    for name in belongs:
+        assert content(found[name]) == content(checkout / name), name
+    about = json.loads(found["MANIFEST.json"].read_text())["collection_info"]
+    assert (about["namespace"], about["name"]) == ("hostnet", "qemu")
+
+
+def test_git_gives_the_same_as_the_tarball(workspace: Path, checkout: Path, installed: Path) -> None:
+    cloned = files(install(workspace, "from-git", f"git+file://{checkout}"))
+    unpacked = files(installed)
+    assert cloned.keys() ^ unpacked.keys() == set()
+    for name in cloned.keys() - MANIFESTS:
+        assert content(cloned[name]) == content(unpacked[name]), name
+
+
+def test_launchers_come_with_all_that_they_are_made_from(installed: Path, tmp_path: Path) -> None:
+    found = files(installed)
+    sums = found["files/launcher/bin/SHA256SUMS"]
+    checked = subprocess.run(
+        ["sha256sum", "--check", "--strict", sums], cwd=sums.parent, capture_output=True, text=True, check=True
+    )
+    binaries = {path.name for name, path in found.items() if name.startswith("files/launcher/bin/")} - {sums.name}
+    assert len(binaries) == 7
+    assert {f"{name}: OK" for name in binaries} <= set(checked.stdout.splitlines())
+
+    for name in ("files", "requirements"):
+        shutil.copytree(installed / "ansible_collections/hostnet/qemu" / name, tmp_path / name)
+    # The compiler, which takes long to download, is that of the checkout.
+    (ROOT / "build").mkdir(exist_ok=True)
+    (tmp_path / "build").symlink_to(ROOT / "build")
+    subprocess.run(
+        [tmp_path / "files/launcher/build", tmp_path / "out", platform.machine()],
+        env={**os.environ, "PYTHON": sys.executable},
+        check=True,
+    )
+    assert (tmp_path / "out" / OWN).read_bytes() == (sums.parent / OWN).read_bytes()
+
+
+def test_pages_refer_to_nothing_that_is_left_out(installed: Path) -> None:
+    pages = [path for path in files(installed).values() if path.suffix == ".md"]
+    dead = [
+        f"{page}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8"))
+        if not re.match(r"https?://", target) and not (page.parent / target).exists()
+    ]
+    assert dead == []
+
+
+def take_and_return() -> tuple[int, bytes]:
+    """Take a tap on br0 as QEMU does, and give it back."""
+    answer = take_tap(LAUNCHER, b"br0")
+    if answer.tap is not None:
+        os.close(answer.tap)
+    return answer.status, answer.stderr
+
+
+def test_its_playbook_needs_nothing_but_the_installed_collection(installed: Path, sandbox: Sandbox) -> None:
+    prepare(sandbox)
+    # The checkout is no part of this.
+    for name in ("files", "playbooks", "plugins", "roles"):
+        mount("tmpfs", ROOT / name, "tmpfs")
+    places = (LAUNCHER, LIBRARY, COMMAND, POLICY, Path("/sys/class/net/br0"))
+    playbook = Playbook(sandbox, collections=installed)
+
+    # As on a host that has Python and nothing for it.
+    mount("tmpfs", "/usr/lib/python3/dist-packages", "tmpfs")
+    check = playbook.run({}, "--check", "--diff", interpreter="/usr/bin/python3")
+    unmount("/usr/lib/python3/dist-packages")
+    assert check.status == 0, check.output
+    assert "Would install python3-pyroute2." in check.output
+    assert not any(os.path.lexists(place) for place in places)
+
+    first = playbook.converge({})
+    assert "nobody got tap0 on br0" in first.output
+    assert all(place.exists() for place in places)
+    assert LAUNCHER.read_bytes() == files(installed)[f"files/launcher/bin/{OWN}"].read_bytes()
+    nobody = User(65534)
+    taken = nobody.call(take_and_return)
+    nobody.close()
+    assert taken == (0, b"")
+
+    second = playbook.converge({})
+    assert second.changed == 0, second.output
+
+    playbook.converge({}, "--extra-vars=qemu_bridge_state=absent")
+    assert not any(os.path.lexists(place) for place in places)
