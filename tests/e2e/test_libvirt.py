@@ -117,12 +117,12 @@ def test_denied_bridge(session: Callable[..., Session]) -> None:
     # libvirt does not wait for its thread that reads what the helper says: once in a while there is nothing of it.
     tries = range(3)
     domain = user.domain("two", card(1, "br1"))
-    assert any(refused("create", "--paused", domain) for _ in tries), user.errors
+    assert any(refused("create", "--paused", domain) for _try in tries), user.errors
     assert user.done("list", "--all", "--name").split() == []
 
     user.done("create", "--paused", user.domain("one", card(1, "br0")))
     interface = user.file(card(2, "br1"))
-    assert any(refused("attach-device", "one", interface) for _ in tries), user.errors
+    assert any(refused("attach-device", "one", interface) for _try in tries), user.errors
     assert set(user.taps("one").values()) == {"br0"}
 
 

@@ -5,18 +5,20 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Imported here so that not every module that is run has to do it, which takes the most of its time.
-import pyroute2.netlink.rtnl.ifaddrmsg  # noqa: F401
 import pytest
 from ansible_collections.hostnet.qemu.plugins.modules import bridge_info, links, tap_info
 from hypothesis import strategies as st
 
 from support.modules import run_module
 from support.namespaces import ip
+
+# Imported here so that not every module that is run has to do it, which takes the most of its time.
+importlib.import_module("pyroute2.netlink.rtnl.ifaddrmsg")
 
 
 class Told(NamedTuple):
