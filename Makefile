@@ -26,7 +26,7 @@ MOLECULE := $(MOLECULE_VENV)/ready-$(PYTHON_VERSION)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
 .DELETE_ON_ERROR:
-.PHONY: help site venv collections test unit molecule invocations lint bench launchers dist clean
+.PHONY: help site venv collections test unit molecule invocations lint sanity bench launchers dist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,10 @@ lint: $(TEST) collections ## check the style of everything
 	$(VENV)/bin/yamllint --strict .
 	$(VENV)/bin/ansible-lint -q --offline
 	$(VENV)/bin/antsibull-changelog lint
+
+sanity: $(TEST) collections ## run ansible-test sanity, with every Python of hosts that is here
+	@$(call need,git:git)
+	@$(VENV)/bin/python -m tests.sanity $(ARGS)
 
 bench: $(TEST) collections ## measure what the budgets are about
 	@$(call need,ip:iproute2)
