@@ -118,15 +118,25 @@ def fetch_release(suite: str) -> Path:
     return unpacked
 
 
+def _mirror(scratch: Path) -> str:
+    """Where this machine has Debian's packages from."""
+    for attempt in range(2):
+        if attempt:
+            # Before its lists have been fetched once, apt does not know whose they are.
+            _run(["apt-get", "update", *_AS_ROOT], scratch)
+        known = _run(["apt-get", "indextargets", "--format", "$(ORIGIN) $(CODENAME) $(SUITE) $(REPO_URI)"], scratch)
+        for origin, *_words, uri in (words for words in map(str.split, known.splitlines()) if len(words) == 4):
+            if origin == "Debian" and "security" not in uri:
+                return uri
+    raise ArtefactError("apt of this machine has no source of Debian's packages: add one to its sources.list.")
+
+
 def _packages_of(suite: str, scratch: Path) -> list[Path]:
     """Download the packages of a release with all that they depend on, as if nothing was installed."""
     for directory in ("lists/partial", "archives/partial"):
         (scratch / directory).mkdir(parents=True)
     (scratch / "status").touch()
-    # The mirror that this machine uses.
-    known = _run(["apt-get", "indextargets", "--format", "$(ORIGIN) $(CODENAME) $(SUITE) $(REPO_URI)"], scratch)
-    mirrors = [words[-1] for words in map(str.split, known.splitlines()) if words[0] == "Debian" and len(words) == 4]
-    mirror = next((uri for uri in mirrors if "security" not in uri), "http://deb.debian.org/debian")
+    mirror = _mirror(scratch)
     keys = "/usr/share/keyrings/debian-archive-keyring.gpg"
     (scratch / "sources.list").write_text(f"deb [signed-by={keys}] {mirror} {suite} main\n", encoding="ascii")
     places = {
