@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Callable, TypeVar
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common import respawn
@@ -15,6 +16,8 @@ from .links.host import Holder, NoNamespace, tap_holders
 from .links.kernel import Inspection, Kernel, NoLibrary, Outcome, imagine
 from .links.model import TAP, ArgumentSpec, Bridge, Tap
 from .links.plan import make_plan
+
+Result = TypeVar("Result")
 
 # Options of a task, beside those of its bridges and taps.
 TASK_OPTIONS: ArgumentSpec = {"netns": {"type": "str"}}
@@ -28,43 +31,47 @@ _SYSTEM_PYTHONS = ("/usr/libexec/platform-python", "/usr/bin/python3")
 def reconcile(
     module: AnsibleModule, bridges: Sequence[Bridge], taps: Sequence[Tap] = (), *, all_addresses: bool = False
 ) -> Outcome:
-    """Bring the bridges and taps of a task into their state, or say how in check mode; raises LinksError.
+    """Bring the bridges and taps of a task into their state, or say how in check mode; raises LinksError."""
 
-    Where this Python lacks pyroute2 and it is needed, the module starts again under one that has it.
-    """
-    try:
-        with Kernel(module.params["netns"]) as links:
-            return links.reconcile(
-                bridges, taps, check=module.check_mode, spare_connection=True, all_addresses=all_addresses
-            )
-    except NoLibrary:
-        _respawn()
-        raise
-    except NoNamespace as error:
-        if not module.check_mode:
-            raise
-        module.warn(f"{error} Check mode assumes an empty one, but for the links to build on.")
+    def bring_about(links: Kernel) -> Outcome:
+        return links.reconcile(
+            bridges, taps, check=module.check_mode, spare_connection=True, all_addresses=all_addresses
+        )
+
+    outcome = _in_namespace(module, bring_about, "an empty one, but for the links to build on")
+    if outcome is None:
         plan = make_plan(bridges, imagine(bridges, taps), taps)
-        return Outcome(plan, plan.after)
+        outcome = Outcome(plan, plan.after)
+    return outcome
 
 
 def inspect(module: AnsibleModule, kind: str) -> tuple[Inspection, dict[str, list[Holder]]]:
-    """What is to be known of the bridges or taps that a task asks for, and who holds taps; raises LinksError.
+    """What is to be known of the bridges or taps that a task asks for, and who holds taps; raises LinksError."""
 
-    Where this Python lacks pyroute2 and it is needed, the module starts again under one that has it.
+    def look(links: Kernel) -> tuple[Inspection, dict[str, list[Holder]]]:
+        inspection = links.inspect(kind, module.params["name"])
+        return inspection, tap_holders() if kind == TAP and inspection.names else {}
+
+    return _in_namespace(module, look, "an empty one") or (Inspection(), {})
+
+
+def _in_namespace(module: AnsibleModule, work: Callable[[Kernel], Result], assumed: str) -> Result | None:
+    """What `work` returns for the links of the task's namespace; raises LinksError.
+
+    In check mode a missing namespace is warned about, with what is `assumed` of it instead, and gives None. Where this
+    Python lacks pyroute2 and it is needed, the module starts again under one that has it.
     """
     try:
         with Kernel(module.params["netns"]) as links:
-            inspection = links.inspect(kind, module.params["name"])
-            return inspection, tap_holders() if kind == TAP and inspection.names else {}
+            return work(links)
     except NoLibrary:
         _respawn()
         raise
     except NoNamespace as error:
         if not module.check_mode:
             raise
-        module.warn(f"{error} Check mode assumes an empty one.")
-        return Inspection(), {}
+        module.warn(f"{error} Check mode assumes {assumed}.")
+        return None
 
 
 def _respawn() -> None:
