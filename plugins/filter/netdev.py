@@ -13,7 +13,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: netdev
 short_description: The argument of QEMU's -netdev or -net for a bridge or a tap
-version_added: 0.1.0
+version_added: 1.0.0
 author:
   - The hostnet.qemu authors (@hostnet)
 description:

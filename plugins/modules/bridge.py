@@ -10,7 +10,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: bridge
 short_description: Make, change or remove a network bridge
-version_added: 0.1.0
+version_added: 1.0.0
 author:
   - The hostnet.qemu authors (@hostnet)
 description:

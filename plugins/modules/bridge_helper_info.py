@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: bridge_helper_info
 short_description: Ask a QEMU bridge helper for a tap, as a user
-version_added: "0.1.0"
+version_added: 1.0.0
 description:
   - Starts a bridge helper as QEMU does, with the user and the groups of the one who would start QEMU, and reports what
     came of it. Either the properties of the tap that was handed over, or the reason of the refusal.

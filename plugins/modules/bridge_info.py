@@ -10,7 +10,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: bridge_info
 short_description: Tell of the network bridges of a host
-version_added: 0.1.0
+version_added: 1.0.0
 author:
   - The hostnet.qemu authors (@hostnet)
 description:

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: file_capabilities
 short_description: Set or remove the capabilities of a file
-version_added: "0.1.0"
+version_added: 1.0.0
 description:
   - Gives a file exactly the capabilities named, or takes all of them away, see C(capabilities(7)).
   - Works on the extended attribute C(security.capability) itself, so the host needs no C(setcap), and compares what the
