@@ -9,6 +9,7 @@ import os
 import platform
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,14 +21,19 @@ settings.register_profile("ci", derandomize=True)
 if "CI" in os.environ:
     settings.load_profile("ci")
 
+STARTED = time.monotonic()
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / ".collections"))
 
-from support import guest  # noqa: E402
+from support import guest, summary  # noqa: E402
 from support.hosts import RELEASES  # noqa: E402
 from support.namespaces import Sandbox  # noqa: E402
 from support.qemu import Debian, fetch, fetch_release  # noqa: E402
+
+# Not for the runs of pytest that are a part of this one.
+SUMMARY = os.environ.pop(summary.VARIABLE, None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,6 +46,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Run the tests that this kernel can't in a guest."""
     config.pluginmanager.register(guest)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode, config: pytest.Config
+) -> None:
+    """Record what ran here, and what did not for what reason."""
+    stats = terminalreporter.stats
+    counts = [
+        f"{len(stats[name])} {name}" for name in ("passed", "failed", "error", "xfailed", "skipped") if name in stats
+    ]
+    reasons = {f"skipped: {report.longrepr[2]}" for report in stats.get("skipped", [])}
+    summary.record(
+        summary.Entry(
+            what=" ".join(["pytest", *config.invocation_params.args]),
+            on=f"Python {platform.python_version()}, Linux {platform.release()}",
+            seconds=time.monotonic() - STARTED,
+            outcome="failed" if exitstatus else "ok",
+            note="; ".join([", ".join(counts), *sorted(reasons)]),
+        ),
+        SUMMARY,
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
