@@ -379,10 +379,53 @@ _TAP = r"""
 """
 
 
+# Of a task, whatever it makes.
+_NETNS = r"""
+  netns:
+    description:
+      - The network namespace to work in, a name that C(ip netns list) shows. The default is that of the module's
+        process.
+      - A missing one fails the task. In check mode it is only warned about, as an earlier task would have made it, and
+        the task reports what it would make in one that has nothing but the links to build on.
+    type: str
+"""
+
+_REQUIREMENTS = r"""
+requirements:
+  - pyroute2 >= 0.5.14 on the host. Where the Python that Ansible uses lacks it, the module runs under the host's own
+    Python that has it. Debian, Ubuntu, Fedora and EPEL call the package C(python3-pyroute2).
+  - The capability CAP_NET_ADMIN, and CAP_SYS_ADMIN to use O(netns).
+"""
+_TAP_REQUIREMENTS = f"""{_REQUIREMENTS.rstrip()}
+  - The device C(/dev/net/tun), to make a tap or to change its owner or group.
+"""
+
+
 class ModuleDocFragment:
-    """Options of one bridge, of one tap, and of lists of both."""
+    """Options of one bridge, of one tap, and of lists of both, and of what tells of them."""
 
     # Annotated, since the yamllint of ansible-test takes what is assigned plainly for a literal.
-    BRIDGE: str = f"options:{_BRIDGE}"
-    TAP: str = f"options:{_TAP}"
-    BOTH: str = f"options:{_elements('bridges', 'bridge', _BRIDGE)}{_elements('taps', 'tap', _TAP)}"
+    BRIDGE: str = f"options:{_BRIDGE}{_NETNS}{_REQUIREMENTS}"
+    TAP: str = f"options:{_TAP}{_NETNS}{_TAP_REQUIREMENTS}"
+    BOTH: str = (
+        f"options:{_elements('bridges', 'bridge', _BRIDGE)}{_elements('taps', 'tap', _TAP)}{_NETNS}{_TAP_REQUIREMENTS}"
+    )
+    INFO = r"""
+options:
+  name:
+    description:
+      - What to tell of, a name or a list of names. If it is not given, all are told of.
+      - A name that none has is passed over. It is missing from what is returned.
+      - A name with a comma must be in a list, since Ansible takes one alone for several.
+    type: list
+    elements: str
+  netns:
+    description:
+      - The network namespace to look into, a name that C(ip netns list) shows. The default is that of the module's
+        process.
+      - A missing one fails the task.
+    type: str
+requirements:
+  - The capability CAP_SYS_ADMIN to use O(netns). Without it, V(mac) is told only if C(/sys) shows the namespace of the
+    task.
+"""

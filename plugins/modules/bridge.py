@@ -23,10 +23,6 @@ description:
 notes:
   - Some things can't be undone when a later operation fails. A MAC address or an MTU that was set, even to restore it,
     does not follow the ports again. Routes that the kernel dropped when the bridge was taken down do not come back.
-requirements:
-  - pyroute2 >= 0.5.14 on the host. Where the Python that Ansible uses lacks it, the module runs under the host's own
-    Python that has it. Debian, Ubuntu, Fedora and EPEL call the package C(python3-pyroute2).
-  - The capability CAP_NET_ADMIN, and CAP_SYS_ADMIN to use O(netns).
 extends_documentation_fragment:
   - hostnet.qemu.attributes
   - hostnet.qemu.links.bridge
@@ -37,19 +33,6 @@ attributes:
     support: full
     details:
       - The diff holds the options that were given, before and after.
-  idempotent:
-    support: full
-  platform:
-    support: full
-    platforms: linux
-options:
-  netns:
-    description:
-      - The network namespace to work in, a name that C(ip netns list) shows. The default is that of the module's
-        process.
-      - A missing one fails the task. In check mode it is only warned about, as an earlier task would have made it, and
-        the task reports what it would make in an empty one.
-    type: str
 seealso:
   - name: ip-link(8)
     description: The commands that O(ignore:operations) are written in.

@@ -17,20 +17,12 @@ description:
   - The tap is closed again at once, and so vanishes. Nothing else is made.
 extends_documentation_fragment:
   - hostnet.qemu.attributes
+  - hostnet.qemu.attributes.info_module
 attributes:
   check_mode:
     support: full
     details:
       - The helper is asked in check mode too.
-  diff_mode:
-    support: N/A
-    details:
-      - This module changes nothing.
-  idempotent:
-    support: full
-  platform:
-    support: full
-    platforms: linux
 options:
   helper:
     description:

@@ -21,38 +21,14 @@ description:
 requirements:
   - pyroute2 >= 0.5.14 on the host, if there is a bridge. Where the Python that Ansible uses lacks it, the module runs
     under the host's own Python that has it. Debian, Ubuntu, Fedora and EPEL call the package C(python3-pyroute2).
-  - The capability CAP_SYS_ADMIN to use O(netns). Without it, V(mac) is told only if C(/sys) shows the namespace of the
-    task.
 extends_documentation_fragment:
   - hostnet.qemu.attributes
+  - hostnet.qemu.attributes.info_module
+  - hostnet.qemu.links.info
 attributes:
   check_mode:
-    support: full
     details:
       - A missing O(netns) is only warned about, as an earlier task would have made it, and nothing is returned.
-  diff_mode:
-    support: N/A
-    details:
-      - This module changes nothing.
-  idempotent:
-    support: full
-  platform:
-    support: full
-    platforms: linux
-options:
-  name:
-    description:
-      - The bridges to tell of, a name or a list of names. If it is not given, all are told of.
-      - A name that no bridge has is passed over. It is missing from what is returned.
-      - A name with a comma must be in a list, since Ansible takes one alone for several.
-    type: list
-    elements: str
-  netns:
-    description:
-      - The network namespace to look into, a name that C(ip netns list) shows. The default is that of the module's
-        process.
-      - A missing one fails the task.
-    type: str
 seealso:
   - module: hostnet.qemu.bridge
   - module: hostnet.qemu.links

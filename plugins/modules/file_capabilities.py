@@ -21,11 +21,6 @@ attributes:
     support: full
   diff_mode:
     support: full
-  idempotent:
-    support: full
-  platform:
-    support: full
-    platforms: linux
 options:
   path:
     description:

@@ -22,11 +22,6 @@ description:
     At the end the state is read back, and the task fails if the kernel did not take a value.
   - A tap that the task puts on a bridge need not be among its O(bridges[].ports), even where they are exact.
   - The state lasts until the host is shut down.
-requirements:
-  - pyroute2 >= 0.5.14 on the host. Where the Python that Ansible uses lacks it, the module runs under the host's own
-    Python that has it. Debian, Ubuntu, Fedora and EPEL call the package C(python3-pyroute2).
-  - The device C(/dev/net/tun), to make a tap or to change its owner or group.
-  - The capability CAP_NET_ADMIN, and CAP_SYS_ADMIN to use O(netns).
 extends_documentation_fragment:
   - hostnet.qemu.attributes
   - hostnet.qemu.links.both
@@ -38,19 +33,6 @@ attributes:
     details:
       - The diff holds the options that were given, before and after, of the bridges and taps that change. Of more than
         100 it holds the first 100, and its header says of how many.
-  idempotent:
-    support: full
-  platform:
-    support: full
-    platforms: linux
-options:
-  netns:
-    description:
-      - The network namespace to work in, a name that C(ip netns list) shows. The default is that of the module's
-        process.
-      - A missing one fails the task. In check mode it is only warned about, as an earlier task would have made it, and
-        the task reports what it would make in one that holds the links to build on.
-    type: str
 seealso:
   - module: hostnet.qemu.bridge
   - module: hostnet.qemu.tap

@@ -28,11 +28,6 @@ description:
 notes:
   - An owner or a group that was given to a tap without one can't be taken away again when a later operation fails. So
     they are given at the end.
-requirements:
-  - pyroute2 >= 0.5.14 on the host. Where the Python that Ansible uses lacks it, the module runs under the host's own
-    Python that has it. Debian, Ubuntu, Fedora and EPEL call the package C(python3-pyroute2).
-  - The device C(/dev/net/tun), to make a tap or to change its owner or group.
-  - The capability CAP_NET_ADMIN, and CAP_SYS_ADMIN to use O(netns).
 extends_documentation_fragment:
   - hostnet.qemu.attributes
   - hostnet.qemu.links.tap
@@ -43,19 +38,6 @@ attributes:
     support: full
     details:
       - The diff holds the options that were given, before and after.
-  idempotent:
-    support: full
-  platform:
-    support: full
-    platforms: linux
-options:
-  netns:
-    description:
-      - The network namespace to work in, a name that C(ip netns list) shows. The default is that of the module's
-        process.
-      - A missing one fails the task. In check mode it is only warned about, as an earlier task would have made it, and
-        the task reports what it would make in one that holds O(bridge).
-    type: str
 seealso:
   - module: hostnet.qemu.bridge
   - name: ip-tuntap(8)

@@ -20,39 +20,15 @@ description:
     that hold it, its owner's name, and its counters.
   - Changes nothing. It attaches to no tap.
 requirements:
-  - The capability CAP_SYS_ADMIN to use O(netns). Without it, V(mac) is told only if C(/sys) shows the namespace of the
-    task.
   - The capability CAP_SYS_PTRACE, to see the processes of other users.
 extends_documentation_fragment:
   - hostnet.qemu.attributes
+  - hostnet.qemu.attributes.info_module
+  - hostnet.qemu.links.info
 attributes:
   check_mode:
-    support: full
     details:
       - A missing O(netns) is only warned about, as an earlier task would have made it, and nothing is returned.
-  diff_mode:
-    support: N/A
-    details:
-      - This module changes nothing.
-  idempotent:
-    support: full
-  platform:
-    support: full
-    platforms: linux
-options:
-  name:
-    description:
-      - The taps to tell of, a name or a list of names. If it is not given, all are told of.
-      - A name that no tap has is passed over. It is missing from what is returned.
-      - A name with a comma must be in a list, since Ansible takes one alone for several.
-    type: list
-    elements: str
-  netns:
-    description:
-      - The network namespace to look into, a name that C(ip netns list) shows. The default is that of the module's
-        process.
-      - A missing one fails the task.
-    type: str
 seealso:
   - module: hostnet.qemu.tap
   - module: hostnet.qemu.links

@@ -56,7 +56,7 @@ def documented_options(documentation: str) -> dict[str, Any]:
         module = importlib.import_module(f"ansible_collections.hostnet.qemu.plugins.doc_fragments.{file}")
         text = getattr(module.ModuleDocFragment, attribute[0].upper() if attribute else "DOCUMENTATION")
         options.update(yaml.safe_load(text)["options"])
-    return {**options, **told["options"]}
+    return {**options, **told.get("options", {})}
 
 
 def check_documented(documentation: str, spec: dict[str, Any]) -> None:

@@ -206,7 +206,7 @@ def test_documentation_matches_the_arguments() -> None:
 
 @pytest.mark.parametrize("kind", ["BRIDGE", "TAP"])
 def test_every_option_says_what_it_is_in_the_kernel(kind: str) -> None:
-    of_task = {"state", "force", "ports_mode", "addresses_mode"}
+    of_task = {"netns", "state", "force", "ports_mode", "addresses_mode"}
     for name, option in yaml.safe_load(getattr(ModuleDocFragment, kind))["options"].items():
         text = " ".join(option["description"])
         assert name in of_task or re.search(r"C\((IFLA_|IFF_|IFA_|TUNSET|BRIDGE_VLAN_)[A-Z0-9_]+\)", text), name
