@@ -22,11 +22,16 @@ TEST := $(VENV)/test-$(PYTHON_VERSION)
 # Apart from the rest, since it brings the collections of the whole community.
 MOLECULE_VENV := build/molecule
 MOLECULE := $(MOLECULE_VENV)/ready-$(PYTHON_VERSION)
+DOCS_VENV := build/docs
+DOCS := $(DOCS_VENV)/ready-$(PYTHON_VERSION)
+# What Sphinx reads: the pages with all that they link to, where they stand in the checkout, and what the plugins document.
+PAGES := build/pages
+PAGE_SOURCES := CHANGELOG.md CONTRIBUTING.md LICENSE README.md docs docs/site/index.md files plugins roles
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
 .DELETE_ON_ERROR:
-.PHONY: help site venv collections test unit molecule invocations lint sanity bench launchers dist clean
+.PHONY: help site venv collections test unit molecule invocations lint sanity bench docs launchers dist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +86,19 @@ bench: $(TEST) collections ## measure what the budgets are about
 	@$(call need,ip:iproute2)
 	@$(AS_ROOT) $(VENV)/bin/python -m tests.bench $(ARGS)
 
+docs: $(DOCS) collections ## check what the plugins document, and build the site below build/site
+	@$(call need,git:git)
+	@PATH="$(CURDIR)/$(DOCS_VENV)/bin:$$PATH" && \
+	umask 022 && \
+	rm -rf $(PAGES) build/site && \
+	mkdir -p $(PAGES)/collections && \
+	cp --recursive $(PAGE_SOURCES) $(PAGES) && \
+	antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs all . && \
+	antsibull-docs --config-file docs/site/antsibull-docs.cfg collection --use-current --squash-hierarchy \
+	    --fail-on-error --dest-dir $(PAGES)/collections hostnet.qemu && \
+	sphinx-build --quiet --fail-on-warning --nitpicky --conf-dir docs/site $(PAGES) build/site && \
+	python -m tests.docsite build/site
+
 launchers: ## build the launcher of every architecture; the same bytes come out on any machine
 	@PYTHON='$(PYTHON)' files/launcher/build
 
@@ -112,6 +130,13 @@ $(MOLECULE): requirements/molecule.txt
 	@echo 'Making $(MOLECULE_VENV) with what Molecule needs.'
 	@$(PYTHON) -m venv $(MOLECULE_VENV)
 	@$(MOLECULE_VENV)/bin/python -m pip --disable-pip-version-check --quiet install -r requirements/molecule.txt
+	@touch $@
+
+$(DOCS): requirements/docs.txt requirements/site.txt
+	@$(check_python)
+	@echo 'Making $(DOCS_VENV) with what the site needs.'
+	@$(PYTHON) -m venv $(DOCS_VENV)
+	@$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check --quiet install -r requirements/docs.txt
 	@touch $@
 
 $(LINK):
