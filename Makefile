@@ -13,6 +13,9 @@ PYTHON := python3
 PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 # Further arguments of ansible-playbook, pytest or the benchmarks.
 ARGS :=
+# Where `make dist` puts the tarball, and the address of the repository that it shall name, which Galaxy insists on.
+DIST := build
+REPOSITORY :=
 
 VENV := .venv
 LINK := .collections/ansible_collections/hostnet/qemu
@@ -27,11 +30,14 @@ DOCS := $(DOCS_VENV)/ready-$(PYTHON_VERSION)
 # What Sphinx reads: the pages with all that they link to, where they stand in the checkout, and what the plugins document.
 PAGES := build/pages
 PAGE_SOURCES := CHANGELOG.md CONTRIBUTING.md LICENSE README.md docs docs/site/index.md files plugins roles
+# Apart too, since it pins what the other linters use.
+IMPORTER_VENV := build/importer
+IMPORTER := $(IMPORTER_VENV)/ready-$(PYTHON_VERSION)
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
 .DELETE_ON_ERROR:
-.PHONY: help site venv collections test unit molecule invocations lint sanity bench docs launchers dist clean
+.PHONY: help site venv collections test unit molecule invocations lint galaxy sanity bench docs launchers dist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,13 +76,31 @@ invocations: $(TEST) collections ## write the table in docs/invocations.md, from
 	@$(call need,ip:iproute2 getcap:libcap2-bin)
 	@$(AS_ROOT) $(VENV)/bin/pytest tests/e2e/test_invocations.py --all-qemus --write-docs
 
-lint: $(TEST) collections ## check the style of everything
+lint: $(TEST) collections ## check the style of everything, and what Galaxy would say
+	@$(call need,git:git)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/yamllint --strict .
+	$(VENV)/bin/shellcheck $$($(SCRIPTS) | grep -v '\.j2$$')
+	@for template in $$($(SCRIPTS) | grep '\.j2$$'); do \
+	    echo "$(VENV)/bin/shellcheck $$template"; \
+	    sed 's/{{[^}]*}}/words/' "$$template" | $(VENV)/bin/shellcheck - || exit 1; \
+	done
 	$(VENV)/bin/ansible-lint -q --offline
 	$(VENV)/bin/antsibull-changelog lint
+	$(MAKE) --no-print-directory galaxy
+
+galaxy: $(IMPORTER) ## import the tarball as Galaxy does; a warning is an error
+	@rm -rf build/galaxy
+	@$(MAKE) --no-print-directory dist DIST=build/galaxy REPOSITORY='$(or $(REPOSITORY),https://repository.invalid)'
+	@cd build/galaxy && \
+	    if ! PATH="$(CURDIR)/$(IMPORTER_VENV)/bin:$$PATH" GALAXY_IMPORTER_ANSIBLE_LOCAL_TMP="$$PWD/tmp" \
+	        python -m galaxy_importer.main hostnet-qemu-*.tar.gz >log || grep -qE '^(WARNING|ERROR|CRITICAL)' log; \
+	    then \
+	        cat log; \
+	        exit 1; \
+	    fi
 
 sanity: $(TEST) collections ## run ansible-test sanity, with every Python of hosts that is here
 	@$(call need,git:git)
@@ -107,7 +131,8 @@ dist: $(SITE) ## build the tarball that ansible-galaxy installs, below build/
 	@rm -rf build/dist
 	@mkdir -p build/dist
 	@git ls-files -z | xargs -0 cp --parents --no-dereference --target-directory=build/dist
-	@$(VENV)/bin/ansible-galaxy collection build --force --output-path build build/dist
+	@$(if $(REPOSITORY),echo 'repository: $(REPOSITORY)' >>build/dist/galaxy.yml)
+	@$(VENV)/bin/ansible-galaxy collection build --force --output-path $(DIST) build/dist
 	@rm -rf build/dist
 
 clean: ## remove what make has made
@@ -125,18 +150,12 @@ $(TEST): requirements/test.txt $(SITE)
 	@$(PIP) install -r requirements/test.txt
 	@touch $@
 
-$(MOLECULE): requirements/molecule.txt
+# An environment of its own, with what that file of requirements says.
+build/%/ready-$(PYTHON_VERSION): requirements/%.txt requirements/site.txt
 	@$(check_python)
-	@echo 'Making $(MOLECULE_VENV) with what Molecule needs.'
-	@$(PYTHON) -m venv $(MOLECULE_VENV)
-	@$(MOLECULE_VENV)/bin/python -m pip --disable-pip-version-check --quiet install -r requirements/molecule.txt
-	@touch $@
-
-$(DOCS): requirements/docs.txt requirements/site.txt
-	@$(check_python)
-	@echo 'Making $(DOCS_VENV) with what the site needs.'
-	@$(PYTHON) -m venv $(DOCS_VENV)
-	@$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check --quiet install -r requirements/docs.txt
+	@echo 'Making build/$* with what requirements/$*.txt names.'
+	@$(PYTHON) -m venv build/$*
+	@build/$*/bin/python -m pip --disable-pip-version-check --quiet install -r $<
 	@touch $@
 
 $(LINK):
@@ -145,6 +164,9 @@ $(LINK):
 
 # Packages, namespaces and file capabilities are root's to make; sudo asks for the password where it has to.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo env PATH="$(PATH)" LC_ALL="$(LC_ALL)" ANSIBLE_CONFIG="$(ANSIBLE_CONFIG)")
+
+# The scripts for a shell among the files that git knows.
+SCRIPTS := git ls-files | xargs -d '\n' awk 'FNR == 1 && /^\#!.*sh$$/ { print FILENAME }'
 
 # $(call install,PACKAGE …): install Debian's packages.
 define install

@@ -1156,8 +1156,8 @@ def _tree_drift(directory: str, tree: dict[str, bytes], tag: str | None) -> list
     expected = files | folders
     drift = []
     found = {""}
-    for parent, directories, files in os.walk(directory):
-        found |= {os.path.relpath(os.path.join(parent, name), directory) for name in directories + files}
+    for parent, below, beside in os.walk(directory):
+        found |= {os.path.relpath(os.path.join(parent, name), directory) for name in below + beside}
     for name in sorted(expected | found):
         if name not in expected:
             drift.append(f"{name} does not belong there")
