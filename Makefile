@@ -24,9 +24,12 @@ LINK := .collections/ansible_collections/hostnet/qemu
 # With the version in their names: another Python needs the environment anew.
 SITE := $(VENV)/site-$(PYTHON_VERSION)
 TEST := $(VENV)/test-$(PYTHON_VERSION)
-# Apart from the rest, since it brings the collections of the whole community.
+# Apart from the rest, whose packages it need not agree with.
 MOLECULE_VENV := build/molecule
 MOLECULE := $(MOLECULE_VENV)/ready-$(PYTHON_VERSION)
+# What `make molecule` runs, and on what: all scenarios on all releases of Debian.
+SCENARIO :=
+MOLECULE_PLATFORMS ?= debian
 DOCS_VENV := build/docs
 DOCS := $(DOCS_VENV)/ready-$(PYTHON_VERSION)
 # What Sphinx reads: the pages with all that they link to, where they stand in the checkout, and what the plugins document.
@@ -70,9 +73,10 @@ unit: $(TEST) collections ## run the tests that take little time
 	@$(call need,ip:iproute2 getcap:libcap2-bin)
 	@$(AS_ROOT) $(VENV)/bin/pytest tests/unit $(ARGS)
 
-molecule: $(MOLECULE) collections ## run the role in a container of Debian 12 with systemd
-	@$(call need,podman:podman runc:runc mmdebstrap:mmdebstrap)
-	@PATH="$(CURDIR)/$(MOLECULE_VENV)/bin:$$PATH" $(MOLECULE_VENV)/bin/molecule $(or $(ARGS),test)
+molecule: $(MOLECULE) collections ## run the role in containers with systemd
+	@$(call need,podman:podman runc:runc mmdebstrap:mmdebstrap git:git)
+	@$(AS_ROOT) $(MOLECULE_VENV)/bin/python -m tests.molecule \
+	    --platforms='$(MOLECULE_PLATFORMS)' --scenarios='$(SCENARIO)' $(ARGS)
 
 invocations: $(TEST) collections ## write the table in docs/invocations.md, from runs of every QEMU
 	@$(call need,ip:iproute2 getcap:libcap2-bin)
