@@ -201,7 +201,8 @@ class Identity:
         with suppress(PermissionError):
             os.setuid(0)
             raise Failure(f"As the user {self.name} this process could become root again.")
-        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        # UTF-8 is there from the start. Another encoding were read from a library that this user may be kept out of.
+        with open("/proc/self/status", encoding="utf-8", errors="replace") as status:
             for line in status:
                 name, _colon, value = line.partition(":")
                 if name in ("CapPrm", "CapEff", "CapAmb") and int(value, 16):

@@ -1,7 +1,7 @@
 # Copyright: the hostnet.qemu authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`make sanity`, that is `python -m tests.cores sanity` in the checkout: ansible-test of several ansible-cores.
+"""`make sanity` and `make integration`, that is `python -m tests.cores sanity`: ansible-test of several ansible-cores.
 
 Further arguments are those of ansible-test. What ran, on what, and what was skipped is printed at the end, and recorded
 for the summary of continuous integration.
@@ -18,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from support import summary
 
-from tests.cores import sanity
+from tests.cores import integration, sanity
 from tests.cores.environment import CORES, Core, MissingPythonError, lock, make_core
+
+COMMANDS = {"sanity": sanity.run, "integration": integration.run}
 
 
 def release(value: str) -> tuple[str, str | None]:
@@ -34,10 +36,12 @@ def release(value: str) -> tuple[str, str | None]:
 def main(words: list[str]) -> int:
     """Run a command by each release, say what ran, and return the exit status: 0 if something did and passed."""
     parser = argparse.ArgumentParser(prog="python -m tests.cores", allow_abbrev=False)
-    parser.add_argument("command", choices=["sanity"])
+    parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--core", action="append", type=release, help="such as 2.21 or 2.21/3.12; without it all")
-    parser.add_argument("--quick", action="store_true", help="all by the last release, by others what depends on it")
+    parser.add_argument("--quick", action="store_true", help="sanity: all by the last release, else what depends on it")
     options, arguments = parser.parse_known_args(words)
+    if options.quick and options.command != "sanity":
+        parser.error("--quick is of sanity")
 
     entries: list[summary.Entry] = []
     cores: list[Core] = []
@@ -51,7 +55,7 @@ def main(words: list[str]) -> int:
         for core in cores:
             started = time.monotonic()
             quick = [f"--test={test}" for test in sanity.QUICK] if options.quick and core is not cores[-1] else []
-            outcome, note = sanity.run(core, [*quick, *arguments])
+            outcome, note = COMMANDS[options.command](core, [*quick, *arguments])
             what = " ".join(["ansible-test", options.command, *quick, *arguments])
             entries.append(summary.Entry(what, core.on, time.monotonic() - started, outcome, note))
     for entry in entries:
