@@ -261,15 +261,16 @@ def lay(sandbox: Sandbox, debian: Debian, *others: Path) -> None:
             )
 
 
-def initramfs(debian: Debian, init: str, modules: list[str]) -> bytes:
-    """Return a root file system for a guest: busybox, `/init`, and `/modules/NN-NAME.ko` in the order to insert them.
+def initramfs(debian: Debian, init: str, modules: list[str], path: str = "init") -> bytes:
+    """Return a root file system for a guest: busybox, `init`, and `/modules/NN-NAME.ko` in the order to insert them.
 
-    `modules` are brought with all that they depend on, unless the kernel has them built in.
+    `modules` are brought with all that they depend on, unless the kernel has them built in. The kernel starts `/init`
+    if its command line names no other `path`.
     """
     files = {
-        "init": (stat.S_IFREG | 0o755, init.encode()),
         "bin": (stat.S_IFDIR | 0o755, b""),
         "bin/busybox": (stat.S_IFREG | 0o755, debian.busybox.read_bytes()),
+        path: (stat.S_IFREG | 0o755, init.encode()),
         "dev": (stat.S_IFDIR | 0o755, b""),
         "modules": (stat.S_IFDIR | 0o755, b""),
         "proc": (stat.S_IFDIR | 0o755, b""),
