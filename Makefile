@@ -66,7 +66,7 @@ venv: $(SITE) ## make .venv with what Ansible's side needs
 collections: $(LINK) ## make the link by which Ansible finds this checkout as hostnet.qemu
 
 test: $(TEST) collections ## run all tests, as root and in namespaces of their own
-	@$(call need,ip:iproute2 getcap:libcap2-bin setfacl:acl)
+	@$(call need,ip:iproute2 getcap:libcap2-bin setfacl:acl git:git mmdebstrap:mmdebstrap podman:podman runc:runc)
 	@$(AS_ROOT) $(VENV)/bin/pytest $(ARGS)
 
 unit: $(TEST) collections ## run the tests that take little time

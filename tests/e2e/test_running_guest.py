@@ -162,7 +162,7 @@ def streams() -> Iterator[dict[str, Pings]]:
 
 def test_guests_lose_no_packet(host: Sandbox, debian: Debian, machines: list[Machine]) -> None:
     """Their pings go on while the modules change what they may, refuse the rest, and through a run of the role."""
-    playbook = Playbook(host)
+    playbook = Playbook(host.scratch)
     playbook.converge(VARIABLES)
     ip("link", "set", "uplink", "master", "br0")
     image = lay_guest(debian, host.scratch)

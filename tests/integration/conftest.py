@@ -27,7 +27,7 @@ def host(sandbox: Sandbox) -> Sandbox:
 
 @pytest.fixture
 def playbook(host: Sandbox) -> Playbook:
-    return Playbook(host)
+    return Playbook(host.scratch)
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.container import Container, fetch_host
 from support.install import COMMAND, LAUNCHER, LIBRARY, POLICY, ROOT
 from support.namespaces import Sandbox, mount, unmount
 from support.playbook import Playbook, prepare
@@ -60,12 +62,24 @@ def run(workspace: Path, *command: str | Path) -> str:
     return done.stdout
 
 
-def install(workspace: Path, name: str, source: str | Path) -> Path:
-    """Have ansible-galaxy install `source` into an empty path; return that."""
+def install(workspace: Path, name: str, source: str | Path, *options: str) -> Path:
+    """Have ansible-galaxy install `source` into a path, at first an empty one; return that."""
     collections = workspace / name
     command = ("-m", "ansible", "galaxy", "collection", "install", "--offline", "--collections-path", collections)
-    run(workspace, sys.executable, *command, source)
+    run(workspace, sys.executable, *command, *options, source)
     return collections
+
+
+def build(workspace: Path, checkout: Path) -> Path:
+    """Have `make dist` build a tarball; return that."""
+    environment = Path(sys.prefix)
+    # The environment of the tests will do, however old it is.
+    ready = environment / f"site-{sys.version_info[0]}.{sys.version_info[1]}"
+    settings = (f"--old-file={ready}", f"VENV={environment}", f"PYTHON={sys.executable}")
+    shutil.rmtree(checkout / "build", ignore_errors=True)
+    run(workspace, "make", f"--directory={checkout}", *settings, "dist")
+    (tarball,) = (checkout / "build").iterdir()
+    return tarball
 
 
 def known(workspace: Path, repository: Path) -> list[str]:
@@ -110,13 +124,7 @@ def checkout(workspace: Path) -> Path:
 @pytest.fixture(scope="module")
 def installed(workspace: Path, checkout: Path) -> Path:
     """Where the tarball of `make dist` was installed."""
-    environment = Path(sys.prefix)
-    # The environment of the tests will do, however old it is.
-    ready = environment / f"site-{sys.version_info[0]}.{sys.version_info[1]}"
-    settings = (f"--old-file={ready}", f"VENV={environment}", f"PYTHON={sys.executable}")
-    run(workspace, "make", f"--directory={checkout}", *settings, "dist")
-    (tarball,) = (checkout / "build").iterdir()
-    return install(workspace, "from-tarball", tarball)
+    return install(workspace, "from-tarball", build(workspace, checkout))
 
 
 def test_the_tarball_is_what_belongs_to_the_collection(workspace: Path, checkout: Path, installed: Path) -> None:
@@ -185,7 +193,7 @@ def test_its_playbook_needs_nothing_but_the_installed_collection(installed: Path
     for name in ("files", "playbooks", "plugins", "roles"):
         mount("tmpfs", ROOT / name, "tmpfs")
     places = (LAUNCHER, LIBRARY, COMMAND, POLICY, Path("/sys/class/net/br0"))
-    playbook = Playbook(sandbox, collections=installed)
+    playbook = Playbook(sandbox.scratch, collections=installed)
 
     # As on a host that has Python and nothing for it.
     mount("tmpfs", "/usr/lib/python3/dist-packages", "tmpfs")
@@ -209,3 +217,49 @@ def test_its_playbook_needs_nothing_but_the_installed_collection(installed: Path
 
     playbook.converge({}, "--extra-vars=qemu_bridge_state=absent")
     assert not any(os.path.lexists(place) for place in places)
+
+
+@pytest.fixture
+def bare_host(tmp_path: Path) -> Iterator[Container]:
+    """A host of Debian 12 with Python and without anything that the role needs."""
+    container = Container(fetch_host("bookworm"), tmp_path)
+    try:
+        yield container
+    finally:
+        container.close()
+
+
+# Where the role puts things, and what of it the kernel has.
+LAID = "find /etc /usr/local /sys/class/net | sort"
+# As the user of a guest does it: a tap by the helper, and what it is.
+TAKE = f"{COMMAND} --br=br0 -- readlink /proc/self/fd/{{fd}}"
+
+
+# It makes the host first, of packages that it downloads.
+@pytest.mark.timeout(900)
+def test_a_bare_host_gets_all_of_it_and_a_newer_version_and_is_bare_again(
+    workspace: Path, checkout: Path, bare_host: Container, tmp_path: Path
+) -> None:
+    collections = install(workspace, "for-a-bare-host", build(workspace, checkout))
+    playbook = Playbook(tmp_path, collections=collections)
+    before = bare_host.run(LAID)
+
+    first = playbook.converge(bare_host.variables)
+    assert "nobody got tap0 on br0" in first.output
+    assert bare_host.run(TAKE, user="nobody") == "/dev/net/tun\n"
+    second = playbook.converge(bare_host.variables)
+    assert second.changed == 0, second.output
+
+    newer = tmp_path / "newer"
+    run(workspace, "git", "clone", "--quiet", checkout, newer)
+    about = (newer / "galaxy.yml").read_text()
+    (newer / "galaxy.yml").write_text(re.sub(r"^version: .*", "version: 9.0.0", about, flags=re.MULTILINE))
+    with (newer / "plugins/module_utils/tapfd/run.py").open("a") as module:
+        module.write("\n# Of the newer version.\n")
+    install(workspace, "for-a-bare-host", build(workspace, newer), "--upgrade")
+    playbook.converge(bare_host.variables)
+    assert "# Of the newer version." in bare_host.run(f"cat {LIBRARY}/tapfd/run.py")
+    assert bare_host.run(TAKE, user="nobody") == "/dev/net/tun\n"
+
+    playbook.converge(bare_host.variables, "--extra-vars=qemu_bridge_state=absent")
+    assert bare_host.run(LAID) == before

@@ -1,7 +1,7 @@
 # Copyright: the hostnet.qemu authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Real runs of the playbook `site` against the sandbox that the test is in."""
+"""Real runs of the playbook `site` against the sandbox that the test is in, or against another host."""
 
 from __future__ import annotations
 
@@ -42,12 +42,15 @@ class Playbook:
     """The playbook with this sandbox as its one host: the checkout's `site.yml`, or that of an installed collection.
 
     The modules run under the interpreter of the tests, which has pyroute2, so that the role installs no package. The
-    helper gets the host's own interpreter, as everywhere.
+    helper gets the host's own interpreter, as everywhere. The variables of a run may name another connection.
     """
 
-    def __init__(self, sandbox: Sandbox, collections: Path | None = None) -> None:
-        """If given, `collections` is where hostnet.qemu is installed, and all that Ansible gets to know."""
-        self._directory = sandbox.scratch / "ansible"
+    def __init__(self, scratch: Path, collections: Path | None = None) -> None:
+        """`scratch` is for files of this object.
+
+        If given, `collections` is where hostnet.qemu is installed, and all that Ansible gets to know.
+        """
+        self._directory = scratch / "ansible"
         self._directory.mkdir(mode=0o700)
         if collections is None:
             self._name, self._home = "site.yml", ROOT

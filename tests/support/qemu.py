@@ -118,7 +118,7 @@ def fetch_release(suite: str) -> Path:
     return unpacked
 
 
-def _mirror(scratch: Path) -> str:
+def mirror(scratch: Path) -> str:
     """Where this machine has Debian's packages from."""
     for attempt in range(2):
         if attempt:
@@ -136,9 +136,9 @@ def _packages_of(suite: str, scratch: Path) -> list[Path]:
     for directory in ("lists/partial", "archives/partial"):
         (scratch / directory).mkdir(parents=True)
     (scratch / "status").touch()
-    mirror = _mirror(scratch)
+    source = mirror(scratch)
     keys = "/usr/share/keyrings/debian-archive-keyring.gpg"
-    (scratch / "sources.list").write_text(f"deb [signed-by={keys}] {mirror} {suite} main\n", encoding="ascii")
+    (scratch / "sources.list").write_text(f"deb [signed-by={keys}] {source} {suite} main\n", encoding="ascii")
     places = {
         "Dir::State::status": "status",
         "Dir::State::lists": "lists",
