@@ -73,6 +73,13 @@ def request_of_role(links_sources: dict[str, str]) -> dict[str, Any]:
         },
         "header": variables["qemu_bridge__header"],
         "paths": variables["qemu_bridge__paths"],
+        "packages": {
+            "names": distribution["qemu_bridge__packages"],
+            "offered": [],
+            "elsewhere": "",
+            "distribution": "Debian",
+        },
+        "well": variables["qemu_bridge__well"],
         "interpreters": [],
         "sources": {**sources("", "tapfd"), **{name: (ROOT / "files" / name).read_text() for name in STUBS}},
         "links_sources": links_sources,

@@ -200,7 +200,7 @@ def test_its_playbook_needs_nothing_but_the_installed_collection(installed: Path
     check = playbook.run({}, "--check", "--diff", interpreter="/usr/bin/python3")
     unmount("/usr/lib/python3/dist-packages")
     assert check.status == 0, check.output
-    assert "Would install python3-pyroute2." in check.output
+    assert "Would install" not in check.output
     assert not any(os.path.lexists(place) for place in places)
 
     first = playbook.converge({})

@@ -39,6 +39,7 @@ from support.user import HandOver, User, take_tap
 VERSIONS = LIBRARY.with_suffix(".d")
 INCLUDES = POLICY.with_suffix(".d")
 TUN_RULES = (Path("/etc/udev/rules.d/99-hostnet-qemu.rules"), Path("/etc/tmpfiles.d/hostnet-qemu.conf"))
+TUN_MODULE = Path("/etc/modules-load.d/hostnet-qemu.conf")
 TAPFD = ROOT / "plugins/module_utils/tapfd"
 
 NOBODY = 65534
@@ -123,15 +124,17 @@ def decisions(uid: int, groups: list[int], *bridges: str) -> list[bool]:
 
 def test_a_host_from_nothing_to_a_tap_and_back(host: Sandbox, playbook: Playbook, nobody: User) -> None:
     host.make_tun(None)
+    TUN_MODULE.parent.mkdir(exist_ok=True)
     before = tree("/usr/local", "/etc"), links()
 
     # As on a fresh host: neither pyroute2 nor python3-apt, without which Ansible's own module fails in check mode.
     mount("tmpfs", "/usr/lib/python3/dist-packages", "tmpfs")
     variables = {
+        "qemu_bridge_bridges": [{"name": "br0", "mac": "stable", "addresses": ["198.51.100.1/24"]}],
         "qemu_bridge_taps": [
             {"name": "guest0", "owner": "nobody", "bridge": "br0", "isolated": "yes", "mtu": "1400"},
             {"name": "guest1", "group": 65534},
-        ]
+        ],
     }
     check = playbook.run(variables, "--check", "--diff", interpreter="/usr/bin/python3")
     unmount("/usr/lib/python3/dist-packages")
@@ -162,6 +165,7 @@ def test_a_host_from_nothing_to_a_tap_and_back(host: Sandbox, playbook: Playbook
     device = os.stat("/dev/net/tun")
     assert (stat.filemode(device.st_mode), device.st_rdev) == ("crw-rw-rw-", os.makedev(10, 200))
     assert any(rule.exists() for rule in TUN_RULES)
+    assert TUN_MODULE.read_text().endswith("\ntun\n")
     (version,) = versions()
     assert LIBRARY.readlink() == version
     assert f'LIBRARY = "{version}"' in (version / "qemu-bridge-helper.py").read_text()
@@ -205,7 +209,12 @@ def test_a_host_from_nothing_to_a_tap_and_back(host: Sandbox, playbook: Playbook
     ip("address", "add", "2001:db8:1::1/64", "dev", "own")
     ip("tuntap", "add", "dev", "tap9", "mode", "tap")
     ip("link", "set", "tap9", "master", "port")
-    bridges = [{"name": "br0"}, {"name": "used"}, {"name": "port"}, {"name": "own", "addresses": ["2001:DB8:1::1/64"]}]
+    bridges = [
+        *variables["qemu_bridge_bridges"],
+        {"name": "used"},
+        {"name": "port"},
+        {"name": "own", "addresses": ["2001:DB8:1::1/64"]},
+    ]
     guest = attach("guest1")
     gone = playbook.converge({**variables, "qemu_bridge_state": "absent", "qemu_bridge_bridges": bridges})
     os.close(guest)
@@ -597,7 +606,7 @@ def test_what_an_interrupted_run_left_goes(host: Sandbox, program: ModuleType, r
 
 
 def test_a_tap_is_removed_unless_a_guest_holds_it(
-    host: Sandbox, program: ModuleType, request_of_role: dict[str, Any]
+    host: Sandbox, program: ModuleType, request_of_role: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     queues = {"many": ["multi_queue"], "idle": [], "down": [], "one": []}
     for tap, words in queues.items():
@@ -610,12 +619,15 @@ def test_a_tap_is_removed_unless_a_guest_holds_it(
     ip("tuntap", "add", "dev", "packets", "mode", "tun")
     request_of_role.update(state="absent", taps=[{"name": name} for name in (*queues, "own", "packets", "none")])
     links = program.survey(request_of_role)["leftovers"]["links"]
-    assert links["taps"] == [{"name": "idle", "state": "absent"}]
+    assert links["removable"] == ["idle"]
     assert links["staying"] == [f"{name} stays, a guest holds it." for name in ("many", "down", "one", "own")]
     for guest in guests:
         os.close(guest)
-    links = program.survey(request_of_role)["leftovers"]["links"]
-    assert [tap["name"] for tap in links["taps"]] == list(queues)
+    # What has changed since the survey counts.
+    ip("link", "add", "br0", "type", "bridge")
+    program.unmake_links({"bridges": [{"name": "br0"}], "taps": request_of_role["taps"]})
+    assert capsys.readouterr().out.split() == [*queues, "br0"]
+    assert set(os.listdir("/sys/class/net")) == {"lo", "own", "packets"}
     os.close(descriptor)
 
 

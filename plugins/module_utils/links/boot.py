@@ -16,12 +16,12 @@ import math
 import socket
 import sys
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
 from .host import group_id, machine_id, user_id
-from .kernel import Kernel
+from .kernel import Kernel, NoLibrary, imagine, takes_library
 from .model import (
     ADDRESS,
     STABLE,
@@ -34,6 +34,7 @@ from .model import (
     bridge_argument_spec,
     tap_argument_spec,
 )
+from .plan import make_plan
 
 Wanted = TypeVar("Wanted", Bridge, Tap)
 
@@ -202,6 +203,29 @@ def _string(value: Any) -> str:
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {"bool": _boolean, "int": _integer, "float": _real, "str": _string}
+
+
+def needs_library(state: Mapping[str, Sequence[Any]], *, at_start: bool) -> bool:
+    """Whether pyroute2 is needed to make the links of a state: from what is here now, or `at_start` of the host.
+
+    What can't be made anyway needs nothing.
+    """
+    try:
+        bridges, taps = list(map(_read_bridge, state["bridges"])), list(map(_read_tap, state["taps"]))
+        if at_start:
+            plan = make_plan(bridges, imagine(bridges, taps), taps)
+            # What others make may still be down, and a link that is brought up may have addresses to lose.
+            ours = {bridge.name for bridge in bridges} | {tap.name for tap in taps}
+            if any(port not in ours for bridge in bridges for port in bridge.ports or ()):
+                return True
+        else:
+            with Kernel() as kernel:
+                plan = kernel.reconcile(bridges, taps, check=True, spare_connection=True, all_addresses=False).plan
+    except NoLibrary:
+        return True
+    except LinksError:
+        return False
+    return takes_library(plan, all_addresses=False)
 
 
 def restore(kernel: Kernel, saved: Saved, patience: float) -> list[str]:

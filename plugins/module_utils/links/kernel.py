@@ -430,7 +430,7 @@ class Kernel:
             guard.spare(plan, self._carriers())
         if check or not plan.steps:
             return Outcome(plan, plan.after)
-        if any(isinstance(step.operation, AddAddress) for step in plan.steps):
+        if takes_library(plan, all_addresses=all_addresses):
             # Missing, it has to be missed now and not half-way.
             _library()
         done: list[Step] = []
@@ -499,7 +499,8 @@ class Kernel:
                 for name, found in self._get(index=master).items():
                     messages[name], by_index[master] = found, name
         self._indexes = {name: message.index for name, message in messages.items()}
-        addressed = _addressed(bridges, taps, messages, all_addresses)
+        up = {name: bool(message.flags & IFF_UP) for name, message in messages.items()}
+        addressed = _addressed(bridges, taps, up, all_addresses)
         addresses = self._addresses({messages[name].index for name in addressed})
         network = Network(
             self._link(message, by_index, name in names, addresses.get(message.index, ()))
@@ -873,27 +874,33 @@ def _address(message: Any) -> Address:
     )
 
 
-def _addressed(
-    bridges: Iterable[Bridge], taps: Iterable[Tap], messages: Mapping[str, LinkMessage], all_bridges: bool
-) -> set[str]:
-    """The links whose addresses a task may move, or take away: one that goes down, or below IPv6's MTU, loses some."""
-    found = {
-        port
-        for bridge in bridges
-        for port in bridge.ports or ()
-        # One that is brought up goes down again when that is undone.
-        if port in messages and not messages[port].flags & IFF_UP
-    }
+def takes_library(plan: Plan, *, all_addresses: bool = True) -> bool:
+    """Whether pyroute2 is needed to carry out a plan, beyond what it took to make it."""
+    if not plan.steps:
+        return False
+    up = {link.name: bool(link.settings.get(UP.name)) for link in plan.after}
+    # The links are read again when all is done.
+    return any(isinstance(step.operation, AddAddress) for step in plan.steps) or bool(
+        _addressed(plan.bridges, plan.taps, up, all_addresses)
+    )
+
+
+def _addressed(bridges: Iterable[Bridge], taps: Iterable[Tap], up: Mapping[str, bool], all_bridges: bool) -> set[str]:
+    """The links whose addresses a task may move, or take away: one that goes down, or below IPv6's MTU, loses some.
+
+    `up` has the links that there are, and whether they are up.
+    """
+    # A port that is brought up goes down again when that is undone.
+    found = {port for bridge in bridges for port in bridge.ports or () if not up.get(port, True)}
     for bridge in bridges:
-        link = messages.get(bridge.name)
         loses = bridge.settings.get(UP.name) is not True or MTU.name in bridge.settings
-        if link and (all_bridges or bridge.addresses is not None or loses or not link.flags & IFF_UP):
+        asked = all_bridges or bridge.addresses is not None or loses
+        if bridge.name in up and (asked or not up[bridge.name]):
             found.add(bridge.name)
     for tap in taps:
-        link = messages.get(tap.name)
-        up = bool(link and link.flags & IFF_UP)
-        loses = up and int(tap.settings.get(MTU.name, IPV6_MIN_MTU)) < IPV6_MIN_MTU
-        if link and (loses or tap.settings.get(UP.name, up) is not up):
+        is_up = up.get(tap.name, False)
+        loses = is_up and int(tap.settings.get(MTU.name, IPV6_MIN_MTU)) < IPV6_MIN_MTU
+        if tap.name in up and (loses or tap.settings.get(UP.name, is_up) is not is_up):
             found.add(tap.name)
     return found
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the role runs on a host: `survey` looks at everything in one go, `lay` makes a version of the helper's library,
-`lay_links` one of the program that makes the links again when the host starts.
+`lay_links` one of the program that makes the links again when the host starts, `unmake_links` removes unused links.
 
 The role sends this program over standard input with a call of one of them as its last line. It needs the standard
 library only, as it comes before any package.
@@ -15,8 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import grp
 import hashlib
+import importlib
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import ipaddress
 import json
@@ -29,10 +33,11 @@ import socket
 import stat
 import struct
 import subprocess
+import sys
 import tempfile
 import urllib.parse
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 # What users start: in a version directory its stub has this name, without `.py`, and begins with its interpreter.
@@ -58,6 +63,8 @@ NLM_F_MULTI = 0x002
 NLM_F_DUMP = 0x300
 NLMSG_ERROR = 2
 NLMSG_DONE = 3
+NLM_F_ACK = 0x004
+RTM_DELLINK = 17
 RTM_GETLINK = 18
 RTM_GETADDR = 22
 RT_SCOPE_LINK = 253
@@ -111,6 +118,21 @@ print(json.dumps({
 }))
 """
 
+# The oldest pyroute2 that the modules take, see links/kernel.py.
+MIN_PYROUTE2 = (0, 5, 14)
+# Asked of an interpreter, which the modules need 3.9 of: its pyroute2, a blank for one that does not know its version.
+PYROUTE2 = """
+import importlib.util, sys
+if sys.version_info < (3, 9):
+    raise SystemExit(1)
+if importlib.util.find_spec("pyroute2"):
+    import importlib.metadata
+    try:
+        print(importlib.metadata.version("pyroute2"))
+    except importlib.metadata.PackageNotFoundError:
+        print(" ")
+"""
+
 
 def survey(request: dict[str, Any]) -> dict[str, Any]:
     """Return what the role must know of this host; `problems` holds, as sentences, why it should not go on."""
@@ -149,7 +171,7 @@ class Survey:
         grants = Grants(self.request, self.problems)
         python = self._python()
         includes = self._includes(grants)
-        boot = self._boot()
+        boot = self._boot(python)
         distribution = Distribution(self.request, self.problems).found()
         result = {
             "python": python,
@@ -378,25 +400,95 @@ class Survey:
                 f"{path} {fault}, and qemu_bridge_manage_tun is false: set it to true, or open the device to users "
                 "(mode 0666, as the kernel has it) in another way."
             )
-        ours = any(os.path.exists(rule) for rule in self.paths["tun_rules"].values())
+        missing = not os.path.exists(path)
+        rules = {
+            kind: rule
+            for kind, rule in self.paths["tun_rules"].items()
+            if os.path.isdir(os.path.dirname(rule)) and (kind != "module" or missing or os.path.exists(rule))
+        }
         return {
             "fault": fault,
-            "missing": not os.path.exists(path),
-            "manage": self.request["manage_tun"] and (ours or bool(fault)),
-            "rules": {
-                kind: path for kind, path in self.paths["tun_rules"].items() if os.path.isdir(os.path.dirname(path))
-            },
+            "missing": missing,
+            "manage": self.request["manage_tun"] and (any(map(os.path.exists, rules.values())) or bool(fault)),
+            "rules": rules,
         }
 
     def _missing_programs(self, includes: list[dict[str, Any]], boot: dict[str, Any]) -> list[str]:
+        """What a package has to bring; that none can do it is among the problems."""
         missing = []
+        now = self._has_links() and not any(
+            _is_usable(pyroute2_of(path)) for path in (sys.executable, *self.request["interpreters"])
+        )
         # At boot there is no interpreter but the system's own.
-        wanting = boot["install"] and not boot["install"]["has_pyroute2"]
-        if wanting or (self._has_links() and not _can_import("pyroute2", self.request["interpreters"])):
+        at_start = boot["install"] is not None and not boot["install"]["has_pyroute2"]
+        if (now or at_start) and self._needs_pyroute2(now, at_start):
             missing.append("pyroute2")
+            self._judge_pyroute2()
         if any(include["setfacl"] for include in includes) and shutil.which("setfacl") is None:
             missing.append("setfacl")
+            fault = self._package_fault("setfacl")
+            if fault:
+                self.problems.append(
+                    f"qemu_bridge_acl: the grants to users whose primary group has others in it need setfacl, and "
+                    f"{fault} Install it in another way, or grant to groups."
+                )
         return missing
+
+    def _needs_pyroute2(self, now: bool, at_start: bool) -> bool:
+        """Whether what is asked for takes pyroute2. Only the code that would use it knows."""
+        sys.meta_path.insert(0, Sent(self.request["links_sources"]))
+        boot = importlib.import_module("hostnet_qemu.links.boot")
+        state = {"bridges": self._bridges(), "taps": self.request["taps"]}
+        return (now and boot.needs_library(state, at_start=False)) or (
+            at_start and boot.needs_library(state, at_start=True)
+        )
+
+    def _judge_pyroute2(self) -> None:
+        found = {path: pyroute2_of(path) for path in self.request["interpreters"]}
+        old = [f"{path} has {version}" for path, version in found.items() if version and not _is_usable(version)]
+        if old:
+            fault = f"{' and '.join(old)}, which is too old."
+        elif all(version is None for version in found.values()):
+            fault = "the distribution's own Python, which its packages are for, is missing or older than 3.9."
+        else:
+            fault = self._package_fault("pyroute2")
+            if fault and self.request["packages"]["elsewhere"]:
+                fault += f" {self.request['packages']['elsewhere']}"
+        if fault:
+            self.problems.append(
+                "What qemu_bridge_bridges and qemu_bridge_taps ask for takes pyroute2 "
+                f"{'.'.join(map(str, MIN_PYROUTE2))} or newer on the host, as addresses, MTUs and ports of bridges do "
+                f"and most changes of links that are there; but {fault} Or install it for a Python of your own that "
+                "root alone may change (`PYTHON -m pip install pyroute2`), and give that as ansible_python_interpreter "
+                "and as qemu_bridge_python."
+            )
+
+    def _package_fault(self, program: str) -> str:
+        """Why no package of this distribution can bring a program; empty if one can, as far as is known."""
+        packages = self.request["packages"]
+        name, offered = packages["names"].get(program), packages["offered"]
+        if name is None:
+            return f"the role does not know which package of {packages['distribution']} has it."
+        if not offered:
+            return ""
+        try:
+            done = subprocess.run(
+                [*offered, name],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "LC_ALL": "C"},
+                text=True,
+                errors="replace",
+                check=False,
+            )
+        except OSError as error:
+            return f"`{offered[0]}`, by which {packages['distribution']} installs it, can't be run: {_because(error)}."
+        if done.returncode in self.request["well"]:
+            return ""
+        # Warnings come first.
+        said = " ".join(" ".join(done.stdout.splitlines()[-3:]).split()) or f"exit status {done.returncode}"
+        return f"the host's repositories do not offer {name} (`{' '.join([*offered, name])}`: {said[:300]})."
 
     def _directories(
         self, with_includes: bool, boot: dict[str, Any], distribution: dict[str, Any]
@@ -483,13 +575,14 @@ class Survey:
             self.problems.append(f"{path} is in the way and not the role's: move it elsewhere.")
         return {"target": target, "linked": linked}
 
-    def _boot(self) -> dict[str, Any]:
+    def _boot(self, helpers: dict[str, str] | None) -> dict[str, Any]:
         """What has to be there to make the links again when the host starts, or what of it has to go."""
         init = _init_system()
         wanted = self.request["boot"] and self._has_links()
         if not wanted or not init:
             return {"init": init, "unable": wanted, "install": None, "remove": _boot_files(self.paths)}
-        python, has_pyroute2 = self._system_python()
+        # That of the helper is only run once it has been judged.
+        python, has_pyroute2 = self._system_python([self.request["python"]] if helpers else [])
         self._is_roots_alone(python)
         self._is_roots_alone(os.path.dirname(self.paths["restorers"]))
         self._is_roots_alone(self.paths["restorers"])
@@ -515,13 +608,15 @@ class Survey:
             "remove": foreign + sorted(path for path in versions if path != directory),
         }
 
-    def _system_python(self) -> tuple[str, bool]:
-        """The interpreter that the distribution's pyroute2 is for, and whether it has it already."""
-        present = [path for path in self.request["interpreters"] if os.access(path, os.X_OK)]
-        for path in present:
-            if _imports(path, "pyroute2"):
+    def _system_python(self, others: list[str]) -> tuple[str, bool]:
+        """The interpreter to make the links with when the host starts, of `others` at last; whether it has pyroute2."""
+        candidates = dict.fromkeys([*self.request["interpreters"], *others])
+        # The first with pyroute2, else the first that is new enough to run the program.
+        fit = {path: version for path, version in zip(candidates, map(pyroute2_of, candidates)) if version is not None}
+        for path, version in fit.items():
+            if _is_usable(version):
                 return path, True
-        return (present or self.request["interpreters"])[0], False
+        return next(iter(fit), self.request["python"]), False
 
     def _stale_versions(self, wanted: str, current: str | None) -> list[str]:
         """All but the wanted version and the one before it, which may have starts on their way."""
@@ -989,23 +1084,36 @@ def _leftovers(request: dict[str, Any], distribution: dict[str, dict[str, Any]])
     }
 
 
-def _leftover_links(request: dict[str, Any]) -> dict[str, list[Any]]:
-    """The bridges and taps that nobody uses, as the module `links` is told to remove them, and why others stay."""
-    removable: dict[str, list[Any]] = {"bridges": [], "taps": [], "staying": []}
-    names = [str(tap["name"]) for tap in request["taps"]]
-    held = {name: _is_held(name) for name in names if _is_tap(name)}
-    removable["taps"] = [{"name": name, "state": "absent"} for name in held if not held[name]]
-    removable["staying"] = [f"{name} stays, a guest holds it." for name in held if held[name]]
-    going = {name for name in held if not held[name]}
+def _leftover_links(request: dict[str, Any]) -> dict[str, list[str]]:
+    """The names of the bridges and taps that nobody uses, in the order to remove them, and why others stay."""
+    taps = {name: _is_held(name) for name in (str(tap["name"]) for tap in request["taps"]) if _is_tap(name)}
+    staying = [f"{name} stays, a guest holds it." for name in taps if taps[name]]
+    removable = [name for name in taps if not taps[name]]
+    going = set(removable)
     for bridge in request["bridges"]:
         if not _is_bridge(str(bridge["name"])):
             continue
         needed_for = _needed_for(bridge, going)
         if needed_for:
-            removable["staying"].append(f"{bridge['name']} stays, it has {needed_for}.")
+            staying.append(f"{bridge['name']} stays, it has {needed_for}.")
         else:
-            removable["bridges"].append({"name": str(bridge["name"]), "state": "absent"})
-    return removable
+            removable.append(str(bridge["name"]))
+    return {"removable": removable, "staying": staying}
+
+
+def unmake_links(request: dict[str, Any]) -> None:
+    """Remove the bridges and taps that nobody uses, and print their names.
+
+    The module would need pyroute2, by which it could make them again as they were. Here nothing of them is wanted.
+    """
+    for name in _leftover_links(request)["removable"]:
+        try:
+            # struct ifinfomsg
+            index = socket.if_nametoindex(name)
+            list(_rtnetlink(RTM_DELLINK, NLM_F_ACK, struct.pack("=BxHiII", 0, 0, index, 0, 0)))
+        except OSError as error:
+            raise SystemExit(f"Can't remove the link {name}: {_because(error)}. Run the role again.") from None
+        print(name)
 
 
 def _command_target(paths: dict[str, Any]) -> str:
@@ -1276,13 +1384,14 @@ def _is_tap(name: str) -> bool:
 def _is_held(tap: str) -> bool:
     """Whether a guest holds a tap, by the signs that links/kernel.py goes by, too. One that has just gone is not."""
     attribute = struct.pack("=HH16s", 20, IFLA_IFNAME, os.fsencode(tap))
-    for message in _rtnetlink(RTM_GETLINK, 0, bytes(16) + attribute):
-        # struct ifinfomsg
-        link = _attributes(message[16:])
-        tun = _attributes(_attributes(link[IFLA_LINKINFO])[IFLA_INFO_DATA])
-        # The kernel counts the queues of a tap that can have several.
-        queues = tun.get(IFLA_TUN_NUM_QUEUES, b"") + tun.get(IFLA_TUN_NUM_DISABLED_QUEUES, b"")
-        return not any(tun[IFLA_TUN_PERSIST]) or any(queues) or any(link[IFLA_CARRIER])
+    with contextlib.suppress(OSError):
+        for message in _rtnetlink(RTM_GETLINK, 0, bytes(16) + attribute):
+            # struct ifinfomsg
+            link = _attributes(message[16:])
+            tun = _attributes(_attributes(link[IFLA_LINKINFO])[IFLA_INFO_DATA])
+            # The kernel counts the queues of a tap that can have several.
+            queues = tun.get(IFLA_TUN_NUM_QUEUES, b"") + tun.get(IFLA_TUN_NUM_DISABLED_QUEUES, b"")
+            return not any(tun[IFLA_TUN_PERSIST]) or any(queues) or any(link[IFLA_CARRIER])
     return False
 
 
@@ -1300,7 +1409,7 @@ def _addresses(interface: str) -> set[str]:
 
 
 def _rtnetlink(kind: int, flags: int, request: bytes) -> Iterator[bytes]:
-    """The messages by which rtnetlink(7) answers a request, all without their headers; none if it is refused."""
+    """The messages by which rtnetlink(7) answers a request, all without their headers; raises OSError."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE) as rtnetlink:
         # struct nlmsghdr
         rtnetlink.send(struct.pack("=IHHII", 16 + len(request), kind, NLM_F_REQUEST | flags, 1, 0) + request)
@@ -1309,6 +1418,10 @@ def _rtnetlink(kind: int, flags: int, request: bytes) -> Iterator[bytes]:
             while answer:
                 length, kind, flags = struct.unpack_from("=IHH", answer)
                 if kind in (NLMSG_DONE, NLMSG_ERROR):
+                    # An acknowledgement is an error of the number 0.
+                    number = -struct.unpack_from("=i", answer, 16)[0] if length > 16 else 0
+                    if number > 0:
+                        raise OSError(number, os.strerror(number))
                     return
                 yield answer[16:length]
                 if not flags & NLM_F_MULTI:
@@ -1347,17 +1460,44 @@ def _is_alone(user: pwd.struct_passwd) -> bool:
     return not others - {user.pw_name}
 
 
-def _can_import(module: str, interpreters: list[str]) -> bool:
-    """Whether this interpreter finds the module, or one of `interpreters` does."""
-    if importlib.util.find_spec(module) is not None:
-        return True
-    return any(os.access(path, os.X_OK) and _imports(path, module) for path in interpreters)
+@functools.cache
+def pyroute2_of(interpreter: str) -> str | None:
+    """The version of an interpreter's pyroute2: empty if it has none, None where the modules can't run under it."""
+    if not os.access(interpreter, os.X_OK):
+        return None
+    done = subprocess.run([interpreter, "-I", "-c", PYROUTE2], capture_output=True, text=True, check=False)
+    return done.stdout.rstrip("\n") if done.returncode == 0 else None
 
 
-def _imports(interpreter: str, module: str) -> bool:
-    """Whether this interpreter finds the module."""
-    question = f"import importlib.util; raise SystemExit(importlib.util.find_spec({module!r}) is None)"
-    return subprocess.run([interpreter, "-I", "-c", question], capture_output=True, check=False).returncode == 0
+def _is_usable(version: str | None) -> bool:
+    """Whether the modules take this pyroute2. One of unknown version is given a try."""
+    numbers = tuple(map(int, re.findall(r"\d+", version or "")[: len(MIN_PYROUTE2)]))
+    return bool(version) and (not numbers or numbers >= MIN_PYROUTE2)
+
+
+class Sent(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+    """Imports the code that the request brings along, so that nothing need be written for it."""
+
+    def __init__(self, sources: dict[str, str]) -> None:
+        self._sources = sources
+
+    def find_spec(
+        self, fullname: str, _path: Sequence[str] | None = None, _target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Find a module that is among the sources."""
+        return importlib.util.spec_from_loader(fullname, self) if self._file(fullname) in self._sources else None
+
+    def is_package(self, fullname: str) -> bool:
+        """Whether the module is a package."""
+        return self._file(fullname).endswith("/__init__.py")
+
+    def get_source(self, fullname: str) -> str:
+        """The text of a module."""
+        return self._sources[self._file(fullname)]
+
+    def _file(self, fullname: str) -> str:
+        path = fullname.replace(".", "/")
+        return f"{path}/__init__.py" if f"{path}/__init__.py" in self._sources else f"{path}.py"
 
 
 def _kernel_has_tun() -> bool:
