@@ -392,8 +392,9 @@ _NETNS = r"""
 
 _REQUIREMENTS = r"""
 requirements:
-  - pyroute2 >= 0.5.14 on the host. Where the Python that Ansible uses lacks it, the module runs under the host's own
-    Python that has it. Debian, Ubuntu, Fedora and EPEL call the package C(python3-pyroute2).
+  - pyroute2 >= 0.5.14 on the host, but for what touches neither addresses nor routes, as making a tap does. Where the
+    Python that Ansible uses lacks it, the module runs under the host's own Python that has it. Debian, Ubuntu, Fedora
+    and EPEL call the package C(python3-pyroute2).
   - The capability CAP_NET_ADMIN, and CAP_SYS_ADMIN to use O(netns).
 """
 _TAP_REQUIREMENTS = f"""{_REQUIREMENTS.rstrip()}

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyroute2
 import pytest
 from support.install import LAUNCHER, ROOT
-from support.namespaces import Sandbox, ip, mount
+from support.namespaces import MS_BIND, Sandbox, ip, mount
 from support.playbook import Playbook
 from support.user import User, take_tap
 
@@ -25,7 +27,8 @@ PYTHON = "/usr/bin/python3"
 PACKAGES = "/usr/lib/python3/dist-packages"
 STUBS = Path("/usr/local/sbin")
 ASKED = Path("/etc/asked")
-ADDRESSED = {"qemu_bridge_bridges": [{"name": "br0", "addresses": ["192.0.2.1/24"]}]}
+BRIDGES = {"bridges": [{"name": "br0", "addresses": ["192.0.2.1/24"]}]}
+ADDRESSED = {"qemu_bridge_bridges": BRIDGES["bridges"]}
 
 
 class Family(NamedTuple):
@@ -218,12 +221,12 @@ def test_pyroute2_is_asked_for_where_it_would_be_missed(
         assert survey(request)["missing"] == []
 
 
-def survey(request: dict[str, Any]) -> dict[str, Any]:
+def survey(request: dict[str, Any], python: str = PYTHON) -> dict[str, Any]:
     """What the role's program says, run as the role runs it."""
     program = (ROOT / "roles/qemu_bridge/files/host.py").read_text()
     call = f"print(json.dumps(survey(json.loads({json.dumps(json.dumps(request))}))))"
     done = subprocess.run(
-        [PYTHON, "-I", "-"], input=f"{program}\n{call}\n", capture_output=True, text=True, check=False
+        [python, "-I", "-"], input=f"{program}\n{call}\n", capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -244,11 +247,33 @@ def test_a_pyroute2_that_is_too_old_is_no_pyroute2(
         metadata = Path(PACKAGES, f"pyroute2-{version}.dist-info/METADATA")
         metadata.parent.mkdir()
         metadata.write_text(f"Metadata-Version: 2.1\nName: pyroute2\nVersion: {version}\n", encoding="ascii")
-    request = {
-        **request_of_role,
-        "bridges": [{"name": "br0", "addresses": ["192.0.2.1/24"]}],
-        "interpreters": [PYTHON],
-    }
+    request = {**request_of_role, **BRIDGES, "interpreters": [PYTHON]}
     problems = survey(request)["problems"]
     assert len(problems) == bool(says)
     assert says in "".join(problems)
+
+
+def test_a_python_of_ones_own_with_pyroute2_is_a_way_out(host: Sandbox, request_of_role: dict[str, Any]) -> None:
+    without_pyroute2()
+    Path("/run/openrc").mkdir()
+    name = Path(os.path.realpath(PYTHON)).name
+    home = Path("/usr/local/own")
+    own = home / "bin" / name
+    own.parent.mkdir(parents=True)
+    shutil.copy(PYTHON, own)
+    # Beside the standard library, by which the interpreter knows its home, it has what pip would have installed.
+    library = home / "lib" / name
+    library.mkdir(parents=True)
+    mount(f"/usr/lib/{name}", library, None, MS_BIND)
+    packages = home / "lib/python3/dist-packages"
+    packages.mkdir(parents=True)
+    (packages / "pyroute2").symlink_to(Path(pyroute2.__file__).parent)
+    request = {**request_of_role, **BRIDGES, "interpreters": [PYTHON]}
+    assert survey(request)["missing"] == ["pyroute2"]
+
+    request["python"] = str(own)
+    found = survey(request, str(own))
+    assert found["problems"] == []
+    assert found["missing"] == []
+    assert found["boot"]["install"]["python"] == str(own)
+    assert found["python"]["path"] == str(own)
