@@ -217,8 +217,20 @@ def test_pyroute2_is_asked_for_where_it_would_be_missed(
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ("pyroute2 0.5.14 or newer is needed" in made.stderr) is needed, made.stderr
     assert (made.returncode == 0) is not needed
+    # It is missed before anything is changed.
+    assert "undone" not in made.stderr
     if not needed:
         assert survey(request)["missing"] == []
+
+
+def test_a_start_of_the_host_may_need_more_than_what_is_here(host: Sandbox, request_of_role: dict[str, Any]) -> None:
+    without_pyroute2()
+    Path("/run/openrc").mkdir()
+    ip("link", "add", "br0", "up", "type", "bridge")
+    ip("link", "add", "uplink", "up", "master", "br0", "type", "veth", "peer", "name", "switch")
+    request = {**request_of_role, "bridges": [{"name": "br0", "ports": ["uplink"]}], "interpreters": [PYTHON]}
+    assert survey(request)["missing"] == ["pyroute2"]
+    assert survey({**request, "boot": False})["missing"] == []
 
 
 def survey(request: dict[str, Any], python: str = PYTHON) -> dict[str, Any]:
