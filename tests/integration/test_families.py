@@ -144,6 +144,7 @@ def test_what_no_repository_offers_is_refused_with_the_ways_out(host: Sandbox, p
         assert words in refused.output
 
 
+@pytest.mark.timeout(900)  # Many runs of the role.
 def test_the_defaults_need_no_package_on_any_distribution(host: Sandbox, playbook: Playbook) -> None:
     """With Python alone, on one that the role has never heard of: it works, also after a start, and goes again."""
     be({"os-release": 'NAME="Plan 9 from User Space"\nID=plan9\nVERSION_ID=4\n'})
