@@ -21,6 +21,7 @@ import pytest
 from support.install import LAUNCHER, ROOT
 from support.namespaces import MS_BIND, Sandbox, ip, mount
 from support.playbook import Playbook
+from support.pythons import find
 from support.user import User, take_tap
 
 PYTHON = "/usr/bin/python3"
@@ -290,3 +291,28 @@ def test_a_python_of_ones_own_with_pyroute2_is_a_way_out(host: Sandbox, request_
     assert found["missing"] == []
     assert found["boot"]["install"]["python"] == str(own)
     assert found["python"]["path"] == str(own)
+
+
+@pytest.mark.parametrize("version", ["3.9", "3.13"])
+def test_the_look_at_a_host_runs_under_its_python(host: Sandbox, request_of_role: dict[str, Any], version: str) -> None:
+    python = find(version)
+    if python is None:
+        pytest.skip(f"this machine has no Python {version}")
+    request = {**request_of_role, "interpreters": [str(python)]}
+    assert survey(request, str(python))["missing"] == []
+    assert survey({**request, **BRIDGES}, str(python))["missing"] == ["pyroute2"]
+
+
+def test_the_packages_of_an_old_distribution_are_of_no_use(host: Sandbox, request_of_role: dict[str, Any]) -> None:
+    """As on RHEL 8, whose own Python is 3.6, with a newer one for Ansible beside it."""
+    old = find("3.8")
+    if old is None:
+        pytest.skip("this machine has no Python 3.8")
+    without_pyroute2()
+    Path("/run/openrc").mkdir()
+    request = {**request_of_role, "interpreters": [str(old)]}
+    found = survey(request)
+    assert (found["problems"], found["missing"]) == ([], [])
+    assert found["boot"]["install"]["python"] == PYTHON
+    (problem,) = survey({**request, **BRIDGES})["problems"]
+    assert "own Python, which its packages are for, is missing or older than 3.9" in problem
