@@ -40,6 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """What a run may do besides."""
     group = parser.getgroup("hostnet.qemu")
     group.addoption("--all-qemus", action="store_true", help="run the QEMUs of later releases of Debian, too")
+    group.addoption("--all-launchers", action="store_true", help="build the launchers of all architectures anew")
     group.addoption("--write-docs", action="store_true", help="write the tables in docs/ that are compared otherwise")
 
 
