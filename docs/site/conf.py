@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import yaml
@@ -38,6 +39,9 @@ myst_heading_anchors = 3
 myst_fence_as_directive = {"mermaid"}
 
 html_theme = "furo"
+# Of their own accord the tables of options stay light where the page is dark.
+dark = files("sphinx_antsibull_ext").joinpath("colors-default-dark.css").read_text("utf-8")
+html_theme_options = {"dark_css_variables": dict(re.findall(r"--(antsibull-[\w-]+):([^;}]+)", dark))}
 html_title = f"{project} {release}"
 html_static_path = ["static"]
 html_css_files = ["style.css"]
