@@ -42,7 +42,7 @@ IMPORTER := $(IMPORTER_VENV)/ready-$(PYTHON_VERSION)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
 .DELETE_ON_ERROR:
-.PHONY: help site venv collections test unit molecule invocations lint galaxy sanity integration bench docs launchers dist clean
+.PHONY: help site venv collections test unit molecule invocations lint galaxy sanity units integration bench docs launchers dist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -112,6 +112,11 @@ sanity: ## run ansible-test sanity of three releases of ansible-core; CORE=2.21 
 	@$(check_python)
 	@$(call need,git:git)
 	@$(PYTHON) -m tests.cores sanity $(addprefix --core=,$(CORE)) $(ARGS)
+
+units: ## run ansible-test units, as root, with every Python that is here; CORE as above
+	@$(check_python)
+	@$(call need,git:git ip:iproute2 getcap:libcap2-bin)
+	@$(AS_ROOT) $(PYTHON) -m tests.cores units $(addprefix --core=,$(CORE)) $(ARGS)
 
 integration: ## run the integration targets of ansible-test, as root and in namespaces of their own; CORE as above
 	@$(check_python)

@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
+# How long an example takes says how busy the machine is, and nothing of the collection.
+settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # A change is judged by examples that depend on nothing but itself; who works on it sees new ones at every run.
-settings.register_profile("ci", derandomize=True)
-if "CI" in os.environ:
-    settings.load_profile("ci")
+settings.register_profile("ci", settings.get_profile("local"), derandomize=True)
+settings.load_profile("ci" if "CI" in os.environ else "local")
 
 STARTED = time.monotonic()
 

@@ -1,7 +1,7 @@
 # Copyright: the hostnet.qemu authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`make sanity` and `make integration`, that is `python -m tests.cores sanity`: ansible-test of several ansible-cores.
+"""`make sanity`, `units` and `integration`, that is `python -m tests.cores sanity`: ansible-test of several releases.
 
 Further arguments are those of ansible-test. What ran, on what, and what was skipped is printed at the end, and recorded
 for the summary of continuous integration.
@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from support import summary
 
-from tests.cores import integration, sanity
+from tests.cores import integration, sanity, units
 from tests.cores.environment import CORES, Core, MissingPythonError, lock, make_core
 
-COMMANDS = {"sanity": sanity.run, "integration": integration.run}
+COMMANDS = {"sanity": sanity.run, "units": units.run, "integration": integration.run}
 
 
 def release(value: str) -> tuple[str, str | None]:

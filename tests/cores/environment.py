@@ -105,7 +105,10 @@ def make_core(name: str, python: str | None = None) -> Core:
 def copy_tracked(command: str, core: Core) -> Path:
     """The files that git knows, as they are now, where a command of ansible-test is run with this release."""
     copy = BUILD / command / f"{core.name}-{core.python}" / "ansible_collections/hostnet/qemu"
-    shutil.rmtree(copy, ignore_errors=True)
+    # All but the environments for unit tests, and what git and ansible-test ignore with them.
+    for path in [*copy.glob("tests/*"), *copy.glob("*")]:
+        if path not in (copy / "tests", copy / "tests/output"):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, stdout=subprocess.PIPE, check=True)
     for name in filter(None, os.fsdecode(listed.stdout).split("\0")):
         source = ROOT / name

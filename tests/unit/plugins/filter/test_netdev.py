@@ -235,10 +235,12 @@ def test_in_a_playbook(tmp_path: Path) -> None:
     playbook = tmp_path / "playbook.yml"
     playbook.write_text(yaml.safe_dump(plays))
     settings = {"HOME": str(tmp_path), "LC_ALL": "C.UTF-8", "ANSIBLE_COLLECTIONS_PATH": ".collections"}
+    # ansible-test has Ansible and the collection elsewhere.
+    kept = ("PATH", "PYTHONPATH", "ANSIBLE_COLLECTIONS_PATH")
     run = subprocess.run(
         [sys.executable, "-m", "ansible", "playbook", "-i", "localhost,", "-c", "local", playbook],
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **settings},
+        env={**settings, **{name: os.environ[name] for name in kept if name in os.environ}},
         capture_output=True,
         text=True,
         check=False,

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.hostnet.qemu.plugins.modules import file_capabilities
-from support.modules import run_module
+from support.modules import for_users, run_module
 from support.namespaces import MS_BIND, MS_NOSUID, MS_RDONLY, MS_REMOUNT, Sandbox, mount
 from support.user import User
 
@@ -216,6 +216,7 @@ def test_refuses_a_capability_that_this_kernel_would_ignore(file: Path, sandbox:
     assert run(file, "cap_audit_read=p")["changed"] is True
 
 
+@for_users
 def test_without_the_right_to_set_capabilities_it_says_what_is_missing(file: Path) -> None:
     os.chown(file, NOBODY, NOBODY)
     user = User(NOBODY)
@@ -231,6 +232,7 @@ def test_without_the_right_to_set_capabilities_it_says_what_is_missing(file: Pat
     assert attributes(file) == {}
 
 
+@for_users
 def test_behind_a_closed_directory_it_says_so(file: Path, sandbox: Sandbox) -> None:
     sandbox.scratch.chmod(0o700)
     user = User(NOBODY)

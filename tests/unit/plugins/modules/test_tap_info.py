@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from support import round_trip
 from support.garbage import check_answer, garbage
 from support.install import ROOT
-from support.modules import check_documented, run_module
+from support.modules import check_documented, for_users, run_module
 from support.namespaces import Sandbox, ip
 
 MAC = "fe:00:00:00:00:01"
@@ -167,6 +167,7 @@ def test_holders_where_the_kernel_does_not_tell_the_namespace(
         assert [holder.pid for holder in host.tap_holders()["tap0"]] == [process]
 
 
+@for_users
 def test_a_user_without_privileges_is_told_what_a_user_may_know(sandbox: Sandbox) -> None:
     """All but the processes of others."""
     ip("link", "add", "br0", "up", "type", "bridge")
