@@ -5,7 +5,8 @@
 
 Molecule runs one scenario on all its platforms at once. This chooses the platforms from molecule/platforms.yml, makes
 the images that are missing, runs as many scenarios side by side as there are processors, and says what became of them:
-in a table, and in a file for each scenario and platform below build/molecule/results.
+in a table, in a file for each scenario and platform below build/molecule/results, and with `--write-docs` in
+docs/platforms.md.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 MOLECULE = ROOT / "molecule"
 BUILD = ROOT / "build/molecule"
-CHOSEN = BUILD / "chosen.yml"
 FACTS = BUILD / "facts"
 LOGS = BUILD / "logs"
 RESULTS = BUILD / "results"
+PAGE = ROOT / "docs/platforms.md"
 CONTAINERFILE = MOLECULE / "shared/Containerfile"
 
 # What the role would install is in the images already, since the containers have no network.
@@ -97,10 +98,15 @@ def environment() -> dict[str, str]:
     }
 
 
-def molecule(scenario: str, command: str, *options: str) -> list[str]:
-    """A command of Molecule for one scenario on the chosen platforms."""
+def config_of(platforms: list[Platform]) -> Path:
+    """The file by which Molecule knows its platforms; calls for others do not get into its way."""
+    return BUILD / f"{','.join(platform['name'] for platform in platforms)}.yml"
+
+
+def molecule(scenario: str, platforms: list[Platform], command: str, *options: str) -> list[str]:
+    """A command of Molecule for one scenario on these platforms."""
     program = str(Path(sys.executable).with_name("molecule"))
-    configs = ["--base-config=molecule/base.yml", f"--base-config={CHOSEN}"]
+    configs = ["--base-config=molecule/base.yml", f"--base-config={config_of(platforms)}"]
     return [program, *configs, command, f"--scenario-name={scenario}", *options]
 
 
@@ -174,8 +180,9 @@ def run_scenario(scenario: str, platforms: list[Platform]) -> list[dict[str, Any
     log = LOGS / f"{scenario}.log"
     log.unlink(missing_ok=True)
     print(f"Running {scenario} on {', '.join(platform['release'] for platform in platforms)}.", flush=True)
+    this = tried(scenario)
     begin = time.monotonic()
-    status = run_logged(molecule(scenario, "test"), log, env=environment() | {"NO_COLOR": "1"})
+    status = run_logged(molecule(scenario, platforms, "test"), log, env=environment() | {"NO_COLOR": "1"})
     seconds = round(time.monotonic() - begin)
     said = log.read_text(encoding="utf-8", errors="replace")
     if status:
@@ -190,6 +197,7 @@ def run_scenario(scenario: str, platforms: list[Platform]) -> list[dict[str, Any
             "release": release,
             "result": became[name],
             "seconds": seconds,
+            "tried": this,
             "ansible_core": metadata.version("ansible-core"),
         }
         if consists.exists():
@@ -221,11 +229,49 @@ def in_parallel(function: Callable[[Any], Any], items: list[Any]) -> list[Any]:
         return list(pool.map(function, items))
 
 
+def tried(scenario: str) -> str:
+    """A hash of what a scenario tries, and of the scenario."""
+    digest = hashlib.sha256()
+    directories = (ROOT / "files", ROOT / "plugins", ROOT / "roles", MOLECULE / "shared", MOLECULE / scenario)
+    for path in sorted(path for directory in directories for path in directory.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            digest.update(f"{path.relative_to(ROOT)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def write_docs(groups: dict[str, list[Platform]]) -> None:
+    """Write the tables of docs/platforms.md: what was ok with this checkout as it is, by this call or before it."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*.json")]
+    ok = [result for result in found if result["result"] == "ok" and result["tried"] == tried(result["scenario"])]
+    ran = ["| release | in full | Python | pyroute2 | systemd | scenarios |", "| --- | --- | --- | --- | --- | --- |"]
+    others = ["| release | `MOLECULE_PLATFORMS` |", "| --- | --- |"]
+    for platform in (platform for group in groups.values() for platform in group):
+        of = {result["scenario"]: result for result in ok if result["platform"] == platform["name"]}
+        if of:
+            facts = next(iter(of.values()))
+            words = [
+                platform["release"],
+                *(facts[name] or "none" for name in ("distribution", "python", "pyroute2", "systemd")),
+            ]
+            ran.append(f"| {' | '.join(words)} | {', '.join(name for name in known_scenarios() if name in of)} |")
+        else:
+            others.append(f"| {platform['release']} | `{platform['name']}` |")
+    ran_by = (f"ansible-core {item['ansible_core']} on Linux {item['kernel'].split('-')[0]}" for item in ok)
+    ran += ["", f"Run by {', '.join(sorted(set(ran_by)))}."]
+    text = PAGE.read_text(encoding="utf-8")
+    for name, lines in (("ran", ran), ("others", others)):
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        before, rest = text.split(begin)
+        text = before + begin + "".join(f"{line}\n" for line in lines) + end + rest.split(end)[1]
+    PAGE.write_text(text, encoding="utf-8")
+
+
 def main(arguments: list[str]) -> int:
     """Return 0 if every scenario was ok on every platform."""
     parser = argparse.ArgumentParser(prog="make molecule ARGS=…", allow_abbrev=False)
     parser.add_argument("--platforms", default="debian", help=argparse.SUPPRESS)
     parser.add_argument("--scenarios", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--write-docs", action="store_true", help="write the tables in docs/platforms.md")
     parser.add_argument(
         "command", nargs=argparse.REMAINDER, help="a command of molecule instead of test, and its options"
     )
@@ -234,16 +280,15 @@ def main(arguments: list[str]) -> int:
     platforms = choose(options.platforms, groups)
     scenarios = choose_scenarios(options.scenarios)
 
-    BUILD.mkdir(parents=True, exist_ok=True)
-    chosen = [platform | {"image": image_of(platform)} for platform in platforms]
-    CHOSEN.write_text(yaml.safe_dump({"platforms": chosen}), encoding="utf-8")
     if not all(in_parallel(make_image, platforms)):
         return 1
     for scenario in scenarios:
         shutil.rmtree(FACTS / scenario, ignore_errors=True)
         (FACTS / scenario).mkdir(parents=True)
+    made = [platform | {"image": image_of(platform)} for platform in platforms]
+    config_of(platforms).write_text(yaml.safe_dump({"platforms": made}), encoding="utf-8")
     if options.command:
-        commands = [molecule(scenario, *options.command) for scenario in scenarios]
+        commands = [molecule(scenario, platforms, *options.command) for scenario in scenarios]
         return max(subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode for command in commands)
 
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -251,7 +296,11 @@ def main(arguments: list[str]) -> int:
         result for found in in_parallel(lambda name: run_scenario(name, platforms), scenarios) for result in found
     ]
     print(summary(results))
-    return int(any(result["result"] != "ok" for result in results))
+    if any(result["result"] != "ok" for result in results):
+        return 1
+    if options.write_docs:
+        write_docs(groups)
+    return 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -53,7 +55,7 @@ def test_scenarios_are_all_or_those_that_are_named(driver: ModuleType) -> None:
     known = driver.known_scenarios()
     assert known[0] == "default"
     assert driver.choose_scenarios("") == known
-    assert driver.choose_scenarios("default,") == ["default"]
+    assert driver.choose_scenarios(",".join(reversed(known[:2]))) == known[:2]
     with pytest.raises(SystemExit, match=r"^SCENARIO=defualt: there is no scenario defualt\. Take some of default"):
         driver.choose_scenarios("defualt")
 
@@ -69,6 +71,45 @@ def test_the_workflow_runs_every_platform(driver: ModuleType) -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/molecule.yml").read_text(encoding="utf-8"))
     ran = workflow["jobs"]["molecule"]["strategy"]["matrix"]["platform"]
     assert ran == names(driver.choose("all", driver.known_platforms()))
+
+
+def test_the_page_has_every_platform_once_and_every_scenario(driver: ModuleType) -> None:
+    text = (ROOT / "docs/platforms.md").read_text(encoding="utf-8")
+    for platform in driver.choose("all", driver.known_platforms()):
+        assert len(re.findall(rf"^\| {re.escape(platform['release'])} \|", text, re.MULTILINE)) == 1, platform
+    for scenario in driver.known_scenarios():
+        assert f"| `{scenario}` |" in text
+    ran = re.search(r"<!-- ran -->(.*)<!-- end of ran -->", text, re.DOTALL)
+    assert ran and text.index("| Debian unstable |") < ran.end()
+    listed = re.findall(r"^\| [^|]+ \| `([^`]+)` \|$", text[ran.end() :], re.MULTILINE)
+    assert listed == ["MOLECULE_PLATFORMS", *names(driver.known_platforms()["public"])]
+
+
+def test_the_page_is_written_from_what_was_ok_of_this_very_checkout(
+    driver: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {"distribution": "Debian GNU/Linux 13 (trixie)", "kernel": "6.1.0-9-amd64", "systemd": "257"}
+    facts |= {"ansible_core": "2.19.1", "pyroute2": "0.7.7", "python": "3.13.5", "scenario": "default"}
+    ok = {"result": "ok", "tried": driver.tried("default")}
+    for name, became in {
+        "trixie": ok,
+        "bookworm": ok | {"result": "failed"},
+        "testing": ok | {"tried": driver.tried("links")},
+    }.items():
+        (tmp_path / f"default-{name}.json").write_text(json.dumps(facts | became | {"platform": name}))
+    page = tmp_path / "platforms.md"
+    page.write_text("<!-- ran -->\n<!-- end of ran -->\n\n<!-- others -->\nold\n<!-- end of others -->\nend\n")
+    monkeypatch.setattr(driver, "RESULTS", tmp_path)
+    monkeypatch.setattr(driver, "PAGE", page)
+    driver.write_docs(driver.known_platforms())
+    ran, others = page.read_text().split("<!-- end of ran -->")
+    assert ran.splitlines()[3:] == [
+        "| Debian 13 | Debian GNU/Linux 13 (trixie) | 3.13.5 | 0.7.7 | 257 | default |",
+        "",
+        "Run by ansible-core 2.19.1 on Linux 6.1.0.",
+    ]
+    assert "| Debian 12 | `bookworm` |\n| Debian testing | `testing` |\n" in others
+    assert "old" not in others and others.endswith("| Alpine | `alpine` |\n<!-- end of others -->\nend\n")
 
 
 RECAP = """\
