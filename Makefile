@@ -42,7 +42,7 @@ IMPORTER := $(IMPORTER_VENV)/ready-$(PYTHON_VERSION)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
 .DELETE_ON_ERROR:
-.PHONY: help site venv collections test unit molecule invocations lint galaxy sanity units integration bench docs launchers dist clean
+.PHONY: help site venv collections test unit molecule invocations lint galaxy sanity units integration bench docs launchers dist ready clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,7 +66,7 @@ venv: $(SITE) ## make .venv with what Ansible's side needs
 collections: $(LINK) ## make the link by which Ansible finds this checkout as hostnet.qemu
 
 test: $(TEST) collections ## run all tests, as root and in namespaces of their own
-	@$(call need,ip:iproute2 getcap:libcap2-bin setfacl:acl git:git mmdebstrap:mmdebstrap podman:podman runc:runc)
+	@$(call need,$(TEST_COMMANDS))
 	@$(AS_ROOT) $(VENV)/bin/pytest $(ARGS)
 
 unit: $(TEST) collections ## run the tests that take little time
@@ -152,6 +152,9 @@ dist: $(SITE) ## build the tarball that ansible-galaxy installs, below build/
 	@$(VENV)/bin/ansible-galaxy collection build --force --output-path $(DIST) build/dist
 	@rm -rf build/dist
 
+ready: $(TEST) $(MOLECULE) $(DOCS) $(IMPORTER) collections ## install what the others need, to run several at once
+	@$(call need,$(TEST_COMMANDS))
+
 clean: ## remove what make has made
 	rm -rf $(VENV) .collections .cache build .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
@@ -178,6 +181,9 @@ build/%/ready-$(PYTHON_VERSION): requirements/%.txt requirements/site.txt
 $(LINK):
 	@mkdir -p $(@D)
 	@ln -sfn ../../.. $@
+
+# What all tests call, with the packages that have it; other targets need some of these.
+TEST_COMMANDS := ip:iproute2 getcap:libcap2-bin setfacl:acl git:git mmdebstrap:mmdebstrap podman:podman runc:runc
 
 # Packages, namespaces and file capabilities are root's to make; sudo asks for the password where it has to.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo env PATH="$(PATH)" LC_ALL="$(LC_ALL)" ANSIBLE_CONFIG="$(ANSIBLE_CONFIG)")
