@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -17,10 +18,9 @@ from pathlib import Path
 
 import pytest
 from support.container import Container, fetch_host
-from support.install import COMMAND, LAUNCHER, LIBRARY, POLICY, ROOT
-from support.namespaces import Sandbox, mount, unmount
-from support.playbook import Playbook, prepare
-from support.user import User, take_tap
+from support.install import COMMAND, LAUNCHER, LIBRARY, ROOT
+from support.namespaces import Sandbox, mount
+from support.playbook import Playbook
 
 # All that the collection consists of. What else git knows is left out by galaxy.yml.
 SHIPPED = re.compile(
@@ -186,44 +186,16 @@ def test_pages_refer_to_nothing_that_is_left_out(installed: Path) -> None:
     assert dead == []
 
 
-def take_and_return() -> tuple[int, bytes]:
-    """Take a tap on br0 as QEMU does, and give it back."""
-    answer = take_tap(LAUNCHER, b"br0")
-    if answer.tap is not None:
-        os.close(answer.tap)
-    return answer.status, answer.stderr
-
-
-def test_its_playbook_needs_nothing_but_the_installed_collection(installed: Path, sandbox: Sandbox) -> None:
-    prepare(sandbox)
-    # The checkout is no part of this.
-    for name in ("files", "playbooks", "plugins", "roles"):
-        mount("tmpfs", ROOT / name, "tmpfs")
-    places = (LAUNCHER, LIBRARY, COMMAND, POLICY, Path("/sys/class/net/br0"))
-    playbook = Playbook(sandbox.scratch, collections=installed)
-
-    # As on a host that has Python and nothing for it.
-    mount("tmpfs", "/usr/lib/python3/dist-packages", "tmpfs")
-    check = playbook.run({}, "--check", "--diff", interpreter="/usr/bin/python3")
-    unmount("/usr/lib/python3/dist-packages")
-    assert check.status == 0, check.output
-    assert "Would install" not in check.output
-    assert not any(os.path.lexists(place) for place in places)
-
-    first = playbook.converge({})
-    assert "nobody got tap0 on br0" in first.output
-    assert all(place.exists() for place in places)
-    assert LAUNCHER.read_bytes() == files(installed)[f"files/launcher/bin/{OWN}"].read_bytes()
-    nobody = User(65534)
-    taken = nobody.call(take_and_return)
-    nobody.close()
-    assert taken == (0, b"")
-
-    second = playbook.converge({})
-    assert second.changed == 0, second.output
-
-    playbook.converge({}, "--extra-vars=qemu_bridge_state=absent")
-    assert not any(os.path.lexists(place) for place in places)
+# Where the role puts things, and what of it the kernel has.
+LAID = "find /etc /usr/local /sys/class/net | sort"
+# As the user of a guest does it: a tap by the helper, and what it is.
+TAKE = f"{COMMAND} --br=br0 -- readlink /proc/self/fd/{{fd}}"
+NOBODY = 65534
+# So that every package is needed that the role knows.
+WISHES = {
+    "qemu_bridge_bridges": [{"name": "br0", "addresses": ["192.0.2.1/24"]}],
+    "qemu_bridge_acl": [{"bridge": "br0", "action": "allow", "users": ["nobody"]}],
+}
 
 
 @pytest.fixture
@@ -236,25 +208,30 @@ def bare_host(tmp_path: Path) -> Iterator[Container]:
         container.close()
 
 
-# Where the role puts things, and what of it the kernel has.
-LAID = "find /etc /usr/local /sys/class/net | sort"
-# As the user of a guest does it: a tap by the helper, and what it is.
-TAKE = f"{COMMAND} --br=br0 -- readlink /proc/self/fd/{{fd}}"
-
-
-# It makes the host first, of packages that it downloads.
+# It makes the host first, of packages that it downloads. The sandbox, which must come after that, is Ansible's side.
 @pytest.mark.timeout(900)
 def test_a_bare_host_gets_all_of_it_and_a_newer_version_and_is_bare_again(
-    workspace: Path, checkout: Path, bare_host: Container, tmp_path: Path
+    workspace: Path, checkout: Path, bare_host: Container, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     collections = install(workspace, "for-a-bare-host", build(workspace, checkout))
-    playbook = Playbook(tmp_path, collections=collections)
+    # The checkout is no part of this.
+    for name in ("files", "playbooks", "plugins", "roles"):
+        mount("tmpfs", ROOT / name, "tmpfs")
+    playbook = Playbook(sandbox.scratch, collections=collections)
+    wishes = {**bare_host.variables, **WISHES}
     before = bare_host.run(LAID)
 
-    first = playbook.converge(bare_host.variables)
+    check = playbook.converge(wishes, "--check", "--diff")
+    assert re.search(r"Would install (python3-pyroute2, acl|acl, python3-pyroute2)\.", check.output), check.output
+    assert bare_host.run(LAID) == before
+
+    first = playbook.converge(wishes)
     assert "nobody got tap0 on br0" in first.output
-    assert bare_host.run(TAKE, user="nobody") == "/dev/net/tun\n"
-    second = playbook.converge(bare_host.variables)
+    launcher = files(collections)[f"files/launcher/bin/{OWN}"].read_bytes()
+    assert bare_host.run(f"sha256sum <{LAUNCHER}").split()[0] == hashlib.sha256(launcher).hexdigest()
+    assert bare_host.run(TAKE, NOBODY) == "/dev/net/tun\n"
+
+    second = playbook.converge(wishes)
     assert second.changed == 0, second.output
 
     newer = tmp_path / "newer"
@@ -264,9 +241,9 @@ def test_a_bare_host_gets_all_of_it_and_a_newer_version_and_is_bare_again(
     with (newer / "plugins/module_utils/tapfd/run.py").open("a") as module:
         module.write("\n# Of the newer version.\n")
     install(workspace, "for-a-bare-host", build(workspace, newer), "--upgrade")
-    playbook.converge(bare_host.variables)
+    playbook.converge(wishes)
     assert "# Of the newer version." in bare_host.run(f"cat {LIBRARY}/tapfd/run.py")
-    assert bare_host.run(TAKE, user="nobody") == "/dev/net/tun\n"
+    assert bare_host.run(TAKE, NOBODY) == "/dev/net/tun\n"
 
-    playbook.converge(bare_host.variables, "--extra-vars=qemu_bridge_state=absent")
+    playbook.converge(wishes, "--extra-vars=qemu_bridge_state=absent")
     assert bare_host.run(LAID) == before
