@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,9 @@ def test_documentation() -> None:
 
 def test_in_a_playbook(tmp_path: Path) -> None:
     """Ansible finds the filter by its name; the examples print what their comments say, a mistake its sentence."""
+    # `ansible-test units` has Ansible as a directory, without what its commands are found by.
+    if not list(metadata.distributions(name="ansible-core")):
+        pytest.skip("ansible-core is not installed for this Python")
     tasks = yaml.safe_load(plugin.EXAMPLES)
     told = re.findall(r"^    # (.+)$", plugin.EXAMPLES, re.MULTILINE)
     shown = [task for task in tasks if "ansible.builtin.debug" in task]
@@ -235,12 +239,10 @@ def test_in_a_playbook(tmp_path: Path) -> None:
     playbook = tmp_path / "playbook.yml"
     playbook.write_text(yaml.safe_dump(plays))
     settings = {"HOME": str(tmp_path), "LC_ALL": "C.UTF-8", "ANSIBLE_COLLECTIONS_PATH": ".collections"}
-    # ansible-test has Ansible and the collection elsewhere.
-    kept = ("PATH", "PYTHONPATH", "ANSIBLE_COLLECTIONS_PATH")
     run = subprocess.run(
         [sys.executable, "-m", "ansible", "playbook", "-i", "localhost,", "-c", "local", playbook],
         cwd=ROOT,
-        env={**settings, **{name: os.environ[name] for name in kept if name in os.environ}},
+        env={"PATH": os.environ["PATH"], **settings},
         capture_output=True,
         text=True,
         check=False,
