@@ -29,6 +29,8 @@ from typing import Any
 
 import yaml
 
+from tests.support.summary import Entry, record
+
 ROOT = Path(__file__).resolve().parent.parent
 MOLECULE = ROOT / "molecule"
 BUILD = ROOT / "build/molecule"
@@ -296,6 +298,11 @@ def main(arguments: list[str]) -> int:
         result for found in in_parallel(lambda name: run_scenario(name, platforms), scenarios) for result in found
     ]
     print(summary(results))
+    for scenario in scenarios:
+        of = [result for result in results if result["scenario"] == scenario]
+        bad = [f"{result['release']}: {result['result']}" for result in of if result["result"] != "ok"]
+        on = ", ".join(result["release"] for result in of)
+        record(Entry(f"molecule {scenario}", on, of[0]["seconds"], "failed" if bad else "ok", ", ".join(bad)))
     if any(result["result"] != "ok" for result in results):
         return 1
     if options.write_docs:
