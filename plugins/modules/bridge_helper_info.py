@@ -20,7 +20,6 @@ extends_documentation_fragment:
   - hostnet.qemu.attributes.info_module
 attributes:
   check_mode:
-    support: full
     details:
       - The helper is asked in check mode too.
 options:
