@@ -185,8 +185,10 @@ $(LINK):
 # What all tests call, with the packages that have it; other targets need some of these.
 TEST_COMMANDS := ip:iproute2 getcap:libcap2-bin setfacl:acl git:git mmdebstrap:mmdebstrap podman:podman runc:runc
 
-# Packages, namespaces and file capabilities are root's to make; sudo asks for the password where it has to.
-AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo env PATH="$(PATH)" LC_ALL="$(LC_ALL)" ANSIBLE_CONFIG="$(ANSIBLE_CONFIG)")
+# Packages, namespaces and file capabilities are root's to make; sudo asks for the password where it has to, and drops
+# the variables that are not handed on here.
+HANDED_ON := $(foreach name,PATH LC_ALL ANSIBLE_CONFIG CI CI_SUMMARY,$(if $($(name)),$(name)="$($(name))"))
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo env $(HANDED_ON))
 
 # The scripts for a shell among the files that git knows.
 SCRIPTS := git ls-files | xargs -d '\n' awk 'FNR == 1 && /^\#!.*sh$$/ { print FILENAME }'
