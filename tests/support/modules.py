@@ -22,7 +22,9 @@ from ansible.module_utils.testing import patch_module_args
 
 
 def _is_everybodys(path: str) -> bool:
-    return all(parent.stat().st_mode & stat.S_IXOTH for parent in Path(path).resolve().parents)
+    # The way by symbolic links, which may start in a closed directory, and the place where they lead.
+    ways = Path(path).absolute(), Path(path).resolve()
+    return all(parent.stat().st_mode & stat.S_IXOTH for way in ways for parent in way.parents)
 
 
 # Both import some of themselves when it is first used.
