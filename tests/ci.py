@@ -39,6 +39,8 @@ LANES = (
         Step("molecule-default", ("molecule", "SCENARIO=default")),
         Step("molecule-others", ("molecule", "SCENARIO=acl,links,uninstall,upgrade", "MOLECULE_PLATFORMS=trixie")),
         Step("sanity", ("sanity", "ARGS=--quick")),
+        # The oldest Python of hosts, which lacks the most; the step `tests` has the controller's.
+        Step("units", ("units", "CORE=2.21", "ARGS=--python 3.9")),
         Step("integration", ("integration", "CORE=2.21")),
         Step("lint", ("lint",)),
         Step("docs", ("docs",)),
