@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 # <sched.h>
+CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
 CLONE_NEWNET = 0x40000000
 # <sys/mount.h>
@@ -163,6 +164,9 @@ class Sandbox:
 
     def close(self) -> None:
         """Go back to the namespaces of before; the private ones end with their last process."""
+        # Who shares root and working directory with another thread can't (setns(2)), and a thread that was joined is
+        # one for the kernel for another moment.
+        _call("unshare", CLONE_FS)
         for descriptor in self._saved:
             _call("setns", descriptor, 0)
             os.close(descriptor)

@@ -12,7 +12,6 @@ import socket
 import struct
 import threading
 import time
-from pathlib import Path
 
 # Seconds between two packets. A bridge or a tap that carries nothing for as long loses one.
 INTERVAL = 0.005
@@ -53,9 +52,6 @@ class Stream:
         """End the stream."""
         self._closing.set()
         self._thread.join()
-        # For the kernel it ends a moment later, and a process with threads can't leave its mount namespace (setns(2)).
-        while Path(f"/proc/self/task/{self._thread.native_id}").exists():
-            time.sleep(0.001)
 
     def send_more(self, count: int) -> None:
         """Wait until so many more packets were sent."""
