@@ -130,13 +130,13 @@ def test_stp_as_another_bridge_dictates_it(sandbox: Sandbox) -> None:
     ip("link", "add", "p1", "up", "type", "veth", "peer", "name", "p1-far")
     ip("link", "set", "p1", "master", "br0")
     ip("link", "set", "p1-far", "up")
+    # A configuration message of STP, IEEE 802.1D 9.3.1: root 1000, forward delay 1 s, which the kernel refuses.
+    message = bytes.fromhex("0180c2000000 020000000099 0026 424203 0000 00 00 00")
+    message += bytes.fromhex("1000 020000000099 00000000 1000 020000000099 8001 0000 1400 0200 0100")
     with _packet_socket("p1-far") as wire:
-        # A configuration message of STP, IEEE 802.1D 9.3.1: root 1000, forward delay 1 s, which the kernel refuses.
-        wire.send(
-            bytes.fromhex("0180c2000000 020000000099 0026 424203 0000 00 00 00")
-            + bytes.fromhex("1000 020000000099 00000000 1000 020000000099 8001 0000 1400 0200 0100")
-        )
         for _try in range(200):
+            # As a root does: the port hears nothing until the kernel has noticed its carrier (net/core/link_watch.c).
+            wire.send(message)
             facts = run()["facts"]["br0"]
             if facts["root_id"].startswith("1000."):
                 break
