@@ -303,6 +303,17 @@ def test_the_look_at_a_host_runs_under_its_python(host: Sandbox, request_of_role
     assert survey({**request, **BRIDGES}, str(python))["missing"] == ["pyroute2"]
 
 
+def test_a_python_that_is_too_old_for_the_modules_is_refused(host: Sandbox, request_of_role: dict[str, Any]) -> None:
+    old = find("3.8")
+    if old is None:
+        pytest.skip("this machine has no Python 3.8")
+    (problem,) = survey({**request_of_role, **BRIDGES}, str(old))["problems"]
+    assert problem.startswith(f"Ansible runs modules here with {old}, which is Python 3.8.")
+    assert problem.endswith("and they need 3.9 or newer: set ansible_python_interpreter to another one.")
+    # What is removed takes no module.
+    assert survey({**request_of_role, "state": "absent"}, str(old))["problems"] == []
+
+
 def test_the_packages_of_an_old_distribution_are_of_no_use(host: Sandbox, request_of_role: dict[str, Any]) -> None:
     """As on RHEL 8, whose own Python is 3.6, with a newer one for Ansible beside it."""
     old = find("3.8")

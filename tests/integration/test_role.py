@@ -377,6 +377,9 @@ def test_wrong_variables_are_refused_before_anything_is_changed(host: Sandbox, p
                 {"name": "br3", "mac": "52:54:00:12:34:56", "mtu": 65535, "ports": ["lo"], "forward_delay": 0},
                 {"name": "br4", "hello_time": 0.5, "max_age": 41, "priority": 65536, "group_fwd_mask": 5},
                 {"name": "br5", "ports": ["tap4"]},
+                {"name": "br7", "vlans": ["5000"], "ports": ["a:b"], "alias": "x" * 256},
+                {"name": "br8", "addresses": ["2001:db8::1/64", "2001:db8::1/65"]},
+                {"name": "br9", "addresses": "192.0.2.9", "ports": "lo,no-other"},
             ],
             "qemu_bridge_taps": [
                 *({"name": name} for name in ("tap1", "tap1", "tap:0", "lo", "br5")),
@@ -384,6 +387,8 @@ def test_wrong_variables_are_refused_before_anything_is_changed(host: Sandbox, p
                 {"name": "tap3", "owner": "no-user", "group": "no group", "bridge": "br6"},
                 {"name": "tap4", "owner": 12345678, "group": "", "bridge": "br5"},
                 {"name": "tap5", "owner": "no-user", "bridge": "br6", "state": "absent"},
+                {"name": "tap6", "pvid": 4095, "tagged": ["7", "x"], "untagged": ["9-8"]},
+                {"name": "tap7", "bridge": "br5", "tagged": ["7"], "untagged": ["7"]},
             ],
             "qemu_bridge_acl": [
                 {"bridge": "br%d", "action": "allow"},
@@ -419,30 +424,40 @@ def test_wrong_variables_are_refused_before_anything_is_changed(host: Sandbox, p
         "- qemu_bridge_bridges: `sixteen-bytes-xy` is no name for a bridge: it has 16 bytes",
         "- qemu_bridge_bridges: `br:0` is no name for a bridge: it holds",
         "- qemu_bridge_bridges: the interface lo exists and is no bridge",
-        "- qemu_bridge_bridges: br1: mac `01:00:5e:00:00:01` is neither",
-        "- qemu_bridge_bridges: br1: mtu 67 is not from 68 to 65535",
-        "- qemu_bridge_bridges: br1: ageing_time -1 is negative",
-        "- qemu_bridge_bridges: br1: there is no link no-link",
-        "- qemu_bridge_bridges: br2: mac `52:54:00:12:34` is neither",
-        "- qemu_bridge_bridges: br2: address 192.0.2.1 has no prefix length",
-        "- qemu_bridge_bridges: br2: `2001:db8::/129` is no address",
-        "- qemu_bridge_bridges: br4: hello_time 0.5 is not from 1 to 10",
-        "- qemu_bridge_bridges: br4: max_age 41 is not from 6 to 40",
-        "- qemu_bridge_bridges: br4: priority 65536 is not from 0 to 65535",
-        "- qemu_bridge_bridges: br4: group_fwd_mask 5 has one of the bits 0, 1 and 2",
+        "- qemu_bridge_bridges: mac of bridge br1: 01:00:5e:00:00:01 is not a unicast address",
+        "- qemu_bridge_bridges: mtu of bridge br1: 67 is out of range; the kernel takes 68 to 65535.",
+        "- qemu_bridge_bridges: ageing_time of bridge br1: -1.0 seconds are out of range",
+        "- qemu_bridge_bridges: ports of bridge br1: there is no link no-link.",
+        "- qemu_bridge_bridges: mac of bridge br2: '52:54:00:12:34' is not a MAC address",
+        "- qemu_bridge_bridges: addresses of bridge br2: '192.0.2.1' is not an address with prefix length",
+        "- qemu_bridge_bridges: addresses of bridge br2: '2001:db8::/129' is not an address with prefix length",
+        "- qemu_bridge_bridges: hello_time of bridge br4: 0.5 is out of range; the kernel takes 1 to 10.",
+        "- qemu_bridge_bridges: max_age of bridge br4: 41.0 is out of range; the kernel takes 6 to 40.",
+        "- qemu_bridge_bridges: priority of bridge br4: 65536 is out of range; the kernel takes 0 to 65535.",
+        "- qemu_bridge_bridges: group_fwd_mask of bridge br4: 5 has one of the bits 0, 1 and 2",
+        "- qemu_bridge_bridges: vlans of bridge br7: 5000 is out of range",
+        "- qemu_bridge_bridges: ports of bridge br7: 'a:b' can't be the name of a link",
+        "- qemu_bridge_bridges: alias of bridge br7: it has 256 bytes, and 255 are possible",
+        "- qemu_bridge_bridges: addresses of bridge br8: an IPv6 address can be there once",
+        "- qemu_bridge_bridges: addresses of bridge br9: '192.0.2.9' is not an address with prefix length",
+        "- qemu_bridge_bridges: ports of bridge br9: there is no link no-other.",
         "- qemu_bridge_taps: tap1 stands there 2 times",
         "- qemu_bridge_taps: `tap:0` is no name for a tap: it holds",
         "- qemu_bridge_taps: the interface lo exists and is no tap",
         "- qemu_bridge_taps: br5 stands in qemu_bridge_bridges too",
         "- qemu_bridge_taps: lo stands in qemu_bridge_bridges too",
-        "- qemu_bridge_taps: tap2: mac `stable` is no unicast address",
-        "- qemu_bridge_taps: tap2: mtu 65535 is not from 68 to 65521",
-        "- qemu_bridge_taps: tap2: txqueuelen -1 is not from 0 to 4294967295",
-        "- qemu_bridge_taps: tap2: cost 0 is not from 1 to 65535",
-        "- qemu_bridge_taps: tap2: priority 64 is not from 0 to 63",
-        "- qemu_bridge_taps: tap3: there is no user `no-user` on this host to be its owner",
-        "- qemu_bridge_taps: tap3: there is no group `no group` on this host to be its group",
-        "- qemu_bridge_taps: tap3: there is no bridge br6 to put it on",
+        "- qemu_bridge_taps: mac of tap tap2: 'stable' is not a MAC address",
+        "- qemu_bridge_taps: mtu of tap tap2: 65535 is out of range; the kernel takes 68 to 65521.",
+        "- qemu_bridge_taps: txqueuelen of tap tap2: -1 is out of range; the kernel takes 0 to 4294967295.",
+        "- qemu_bridge_taps: cost of tap tap2: 0 is out of range; the kernel takes 1 to 65535.",
+        "- qemu_bridge_taps: priority of tap tap2: 64 is out of range; the kernel takes 0 to 63.",
+        "- qemu_bridge_taps: owner of tap tap3: there is no user 'no-user' on this host",
+        "- qemu_bridge_taps: group of tap tap3: there is no group 'no group' on this host",
+        "- qemu_bridge_taps: bridge of tap tap3: there is no bridge br6.",
+        "- qemu_bridge_taps: pvid of tap tap6: 4095 is out of range",
+        "- qemu_bridge_taps: tagged of tap tap6: 'x' is not a VLAN",
+        "- qemu_bridge_taps: untagged of tap tap6: 9-8 is out of range",
+        "- qemu_bridge_taps: untagged and tagged of tap tap7: 7 is in both lists",
         "- qemu_bridge_acl: `br%d` is no name of a bridge: it holds",
         "- qemu_bridge_acl: the deny of br0 names users or groups",
         "- qemu_bridge_acl: the allow of br0 has no users and groups in its lists",
@@ -590,6 +605,18 @@ def too_many(host: Sandbox, request: dict[str, Any]) -> None:
 def sys_path_of(python: str) -> list[str]:
     done = subprocess.run([python, "-ISBc", "import sys; print(*sys.path)"], capture_output=True, text=True, check=True)
     return done.stdout.split()
+
+
+def test_addresses_in_one_string_are_no_reason_to_stay(
+    host: Sandbox, program: ModuleType, request_of_role: dict[str, Any]
+) -> None:
+    """Where a list is wanted, Ansible takes words with commas between them, too."""
+    ip("link", "add", "br0", "type", "bridge")
+    ip("address", "add", "192.0.2.1/24", "dev", "br0")
+    ip("address", "add", "2001:db8::1/64", "dev", "br0")
+    for given, removable in (("192.0.2.1/24,2001:db8::1/64", ["br0"]), ("192.0.2.1/24", [])):
+        request = {**request_of_role, "state": "absent", "bridges": [{"name": "br0", "addresses": given}]}
+        assert program.survey(request)["leftovers"]["links"]["removable"] == removable
 
 
 def test_what_an_interrupted_run_left_goes(host: Sandbox, program: ModuleType, request_of_role: dict[str, Any]) -> None:

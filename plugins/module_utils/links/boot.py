@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import socket
 import sys
 import time
@@ -20,13 +19,12 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
+from .arguments import read_arguments
 from .host import group_id, machine_id, user_id
 from .kernel import Kernel, NoLibrary, imagine, takes_library
 from .model import (
     ADDRESS,
     STABLE,
-    Arguments,
-    ArgumentSpec,
     BadValue,
     Bridge,
     LinksError,
@@ -42,11 +40,6 @@ Wanted = TypeVar("Wanted", Bridge, Tap)
 RTMGRP_LINK = 1
 # A message on one link; what is longer is cut, and only that it came matters.
 _RECEIVE = 1 << 15
-
-_WORDS = {
-    **dict.fromkeys(("y", "yes", "on", "1", "true", "t"), True),
-    **dict.fromkeys(("n", "no", "off", "0", "false", "f"), False),
-}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -139,70 +132,6 @@ def _read_tap(item: Any) -> Tap:
         return find
 
     return Tap.from_arguments(arguments, early(user_id, "user"), early(group_id, "group"))
-
-
-def read_arguments(item: Any, spec: ArgumentSpec) -> Arguments:
-    """`item` with the types and defaults of the argument specification `spec`, null for what is not given.
-
-    Strings stand for other types as they do in Ansible, so that a variable means the same to both. Raises BadValue.
-    """
-    if not isinstance(item, dict):
-        raise BadValue(f"{item!r} is not an object with options.")
-    unknown = sorted(set(item) - set(spec))
-    if unknown:
-        raise BadValue(f"there is no option {', '.join(unknown)}.")
-    missing = [name for name, option in spec.items() if option.get("required") and item.get(name) is None]
-    if missing:
-        raise BadValue(f"the option {', '.join(missing)} is missing.")
-    values = {}
-    for name, option in spec.items():
-        value = item.get(name)
-        values[name] = option.get("default") if value is None else _typed(value, option, name)
-        if values[name] is not None and "choices" in option and values[name] not in option["choices"]:
-            raise BadValue(f"{name}: {value!r} is none of {', '.join(map(str, option['choices']))}.")
-    return values
-
-
-def _typed(value: Any, option: dict[str, Any], name: str) -> Any:
-    kind = option.get("type", "str")
-    if kind == "list":
-        values = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
-        element = {"type": option.get("elements", "str"), "options": option.get("options")}
-        return [_typed(each, element, name) for each in values]
-    if kind == "dict":
-        return read_arguments(value, option["options"])
-    try:
-        return _READERS[kind](value)
-    except (TypeError, ValueError, OverflowError):
-        raise BadValue(f"{name}: {value!r} is not of the type {kind}.") from None
-
-
-def _boolean(value: Any) -> bool:
-    if isinstance(value, (bool, int, float, str)) and str(value).strip().lower() in _WORDS:
-        return _WORDS[str(value).strip().lower()]
-    raise ValueError
-
-
-def _integer(value: Any) -> int:
-    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-        raise ValueError
-    return int(value)
-
-
-def _real(value: Any) -> float:
-    number = float(value)
-    if isinstance(value, bool) or not math.isfinite(number):
-        raise ValueError
-    return number
-
-
-def _string(value: Any) -> str:
-    if value is None or isinstance(value, (dict, list)):
-        raise TypeError
-    return str(value)
-
-
-_READERS: dict[str, Callable[[Any], Any]] = {"bool": _boolean, "int": _integer, "float": _real, "str": _string}
 
 
 def needs_library(state: Mapping[str, Sequence[Any]], *, at_start: bool) -> bool:

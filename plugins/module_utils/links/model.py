@@ -240,7 +240,7 @@ class Option:
         what = f"{self.name} of {owner}"
         parsed = self.unit.parse(value, what)
         if self.limits and not self.limits[0] <= int(parsed) <= self.limits[1]:
-            lowest, highest = (f"{self.report(limit):g}" for limit in self.limits)
+            lowest, highest = (f"{self.report(limit):.10g}" for limit in self.limits)
             raise BadValue(f"{what}: {value} is out of range; the kernel takes {lowest} to {highest}.")
         return parsed
 

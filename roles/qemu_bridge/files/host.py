@@ -83,22 +83,8 @@ IFF_TAP = 0x0002
 
 # <linux/if.h>: IFNAMSIZ less the final NUL.
 MAX_NAME = 15
-# Lowest and highest value that the kernel takes, see the same options in links/model.py.
-BRIDGE_RANGES = {
-    "mtu": (68, 65535),
-    "hello_time": (1, 10),
-    "max_age": (6, 40),
-    "priority": (0, 65535),
-    "group_fwd_mask": (0, 65535),
-    "vlan_default_pvid": (0, 4094),
-}
-TAP_RANGES = {
-    "mtu": (68, 65521),
-    "txqueuelen": (0, 0xFFFFFFFF),
-    "cost": (1, 65535),
-    "priority": (0, 63),
-    "pvid": (0, 4094),
-}
+# Lowest and highest MTU of the kernel's bridges and taps: MIN_MTU, MAX_MTU and MAX_TAP_MTU in links/model.py.
+BRIDGE_MTU, TAP_MTU = (68, 65535), (68, 65521)
 # tapfd/acl.py reads at most this many files, bridge.conf among them.
 MAX_FILES = 64
 
@@ -138,6 +124,13 @@ def survey(request: dict[str, Any]) -> dict[str, Any]:
     """Return what the role must know of this host; `problems` holds, as sentences, why it should not go on."""
     if os.geteuid() != 0:
         return {"problems": ["The role has to be root on the host: run it with `become: true`."]}
+    # That of the modules, whose code is used below.
+    if sys.version_info < (3, 9) and request["state"] != "absent":
+        version = ".".join(map(str, sys.version_info[:3]))
+        fault = (
+            f"Ansible runs modules here with {sys.executable}, which is Python {version}, and they need 3.9 or newer"
+        )
+        return {"problems": [f"{fault}: set ansible_python_interpreter to another one."]}
     if request["state"] == "absent":
         problems: list[str] = []
         distribution = Distribution(request, problems).found()
@@ -436,8 +429,7 @@ class Survey:
 
     def _needs_pyroute2(self, now: bool, at_start: bool) -> bool:
         """Whether what is asked for takes pyroute2. Only the code that would use it knows."""
-        sys.meta_path.insert(0, Sent(self.request["links_sources"]))
-        boot = importlib.import_module("hostnet_qemu.links.boot")
+        boot = self._sent("boot")
         state = {"bridges": self._bridges(), "taps": self.request["taps"]}
         return (now and boot.needs_library(state, at_start=False)) or (
             at_start and boot.needs_library(state, at_start=True)
@@ -513,6 +505,12 @@ class Survey:
 
     # -- what is asked for
 
+    def _sent(self, name: str) -> Any:
+        """A module of the modules' own code for links."""
+        if "hostnet_qemu" not in sys.modules:
+            sys.meta_path.insert(0, Sent(self.request["links_sources"]))
+        return importlib.import_module(f"hostnet_qemu.links.{name}")
+
     def _has_links(self) -> bool:
         return bool(self.request["bridges"] or self.request["taps"])
 
@@ -542,12 +540,17 @@ class Survey:
         taps = {str(tap["name"]) for tap in self.request["taps"]}
         for name in sorted(bridges & taps):
             self.problems.append(f"qemu_bridge_taps: {name} stands in qemu_bridge_bridges too.")
-        for bridge in self.request["bridges"]:
-            for fault in _bridge_faults(bridge, taps):
-                self.problems.append(f"qemu_bridge_bridges: {bridge['name']}: {fault}.")
+        if not self._has_links():
+            return
+        options = self._sent("arguments")
+        for bridge in self._bridges():
+            if not name_fault(str(bridge["name"])):
+                faults = [*options.bridge_faults(bridge), *_bridge_faults(bridge, taps)]
+                self.problems += [f"qemu_bridge_bridges: {fault}" for fault in faults]
         for tap in self.request["taps"]:
-            for fault in _tap_faults(tap, bridges):
-                self.problems.append(f"qemu_bridge_taps: {tap['name']}: {fault}.")
+            if not name_fault(str(tap["name"])):
+                faults = [*options.tap_faults(tap), *_tap_faults(tap, bridges)]
+                self.problems += [f"qemu_bridge_taps: {fault}" for fault in faults]
 
     # -- what is installed
 
@@ -1145,7 +1148,7 @@ def _needed_for(bridge: dict[str, Any], going: set[str]) -> str:
     name = str(bridge["name"])
     ports = sorted(set(os.listdir(f"/sys/class/net/{name}/brif")) - going)
     given = set()
-    for address in map(str, bridge.get("addresses") or []):
+    for address in _listed(bridge.get("addresses")):
         with contextlib.suppress(ValueError):
             given.add(str(ipaddress.ip_address(re.split("[/ ]", address)[0])))
     addresses = sorted(_addresses(name) - given)
@@ -1308,59 +1311,34 @@ def name_fault(name: str) -> str:
 
 
 def _bridge_faults(bridge: dict[str, Any], taps: set[str]) -> Iterator[str]:
-    """What is wrong with the options of a bridge, as far as it can be said before pyroute2 is there."""
-    mac = str(bridge.get("mac") or "stable")
-    if mac != "stable" and not _is_unicast(mac):
-        yield f"mac `{mac}` is neither `stable` nor a unicast address of six pairs of hexadecimal digits"
-    for timer in ("forward_delay", "ageing_time"):
-        if float(bridge.get(timer) or 0) < 0:
-            yield f"{timer} {bridge[timer]} is negative"
-    yield from _range_faults(bridge, BRIDGE_RANGES)
-    if int(bridge.get("group_fwd_mask") or 0) & 0b111:
-        yield f"group_fwd_mask {bridge['group_fwd_mask']} has one of the bits 0, 1 and 2, which the kernel refuses"
-    for address in map(str, bridge.get("addresses") or []):
-        try:
-            # Of a point-to-point address the prefix length stands with the peer.
-            ipaddress.ip_interface(address.rpartition(" peer ")[2])
-        except ValueError:
-            yield f"`{address}` is no address"
-        else:
-            if "/" not in address:
-                yield f"address {address} has no prefix length, such as 192.0.2.1/24"
-    for port in map(str, bridge.get("ports") or []):
-        if port not in taps and (name_fault(port) or not os.path.exists(f"/sys/class/net/{port}")):
-            yield f"there is no link {port} to be a port"
+    """What this host lacks for a bridge, or has no room for."""
+    what = f"bridge {bridge['name']}"
+    yield from _mtu_faults(bridge, what, BRIDGE_MTU)
+    for port in _listed(bridge.get("ports")):
+        if port not in taps and not name_fault(port) and not os.path.exists(f"/sys/class/net/{port}"):
+            yield f"ports of {what}: there is no link {port}. Make it first, or leave it out."
 
 
 def _tap_faults(tap: dict[str, Any], bridges: set[str]) -> Iterator[str]:
-    """What is wrong with the options of a tap, as far as it can be said before pyroute2 is there."""
-    mac = tap.get("mac")
-    if mac is not None and not _is_unicast(str(mac)):
-        yield f"mac `{mac}` is no unicast address of six pairs of hexadecimal digits"
-    yield from _range_faults(tap, TAP_RANGES)
-    if tap.get("state") == "absent":
-        # Its owner and its bridge may be gone already.
-        return
-    for option, kind in (("owner", "user"), ("group", "group")):
-        name = str(tap.get(option) or "")
-        # An id need not be known, and an empty string is nobody.
-        if name and not name.isdecimal() and not _is_known(kind, name):
-            yield f"there is no {kind} `{name}` on this host to be its {option}"
+    """The same for a tap."""
+    what = f"tap {tap['name']}"
+    yield from _mtu_faults(tap, what, TAP_MTU)
     bridge = str(tap.get("bridge") or "")
-    if bridge and bridge not in bridges and not _is_bridge(bridge):
-        yield f"there is no bridge {bridge} to put it on"
+    # That of a tap that goes may be gone already.
+    wanted = bridge and tap.get("state") != "absent" and not name_fault(bridge)
+    if wanted and bridge not in bridges and not _is_bridge(bridge):
+        yield f"bridge of {what}: there is no bridge {bridge}. List it in qemu_bridge_bridges, or make it first."
 
 
-def _range_faults(item: dict[str, Any], ranges: dict[str, tuple[int, int]]) -> Iterator[str]:
-    for option, (lowest, highest) in ranges.items():
-        value = item.get(option)
-        if value is not None and not lowest <= float(value) <= highest:
-            yield f"{option} {value} is not from {lowest} to {highest}"
+def _listed(value: Any) -> list[str]:
+    """A list as Ansible reads one, which may be words with commas between them."""
+    return value.split(",") if isinstance(value, str) else list(map(str, value or []))
 
 
-def _is_unicast(mac: str) -> bool:
-    pairs = re.fullmatch(r"([0-9A-Fa-f]{2})([:-][0-9A-Fa-f]{2}){5}", mac)
-    return bool(pairs and int(pairs[1], 16) & 1 == 0 and mac.strip("0:-"))
+def _mtu_faults(item: dict[str, Any], what: str, limits: tuple[int, int]) -> Iterator[str]:
+    lowest, highest = limits
+    if item.get("mtu") is not None and not lowest <= int(item["mtu"]) <= highest:
+        yield f"mtu of {what}: {item['mtu']} is out of range; the kernel takes {lowest} to {highest}."
 
 
 def _is_known(kind: str, name: str) -> bool:
@@ -1460,7 +1438,7 @@ def _is_alone(user: pwd.struct_passwd) -> bool:
     return not others - {user.pw_name}
 
 
-@functools.cache
+@functools.lru_cache
 def pyroute2_of(interpreter: str) -> str | None:
     """The version of an interpreter's pyroute2: empty if it has none, None where the modules can't run under it."""
     if not os.access(interpreter, os.X_OK):

@@ -1,7 +1,7 @@
 # Copyright: the hostnet.qemu authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Saved options mean at boot what they mean to the module."""
+"""Options outside of a module mean what they mean in it, at boot and before anything is changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible_collections.hostnet.qemu.plugins.module_utils.links.boot import read_arguments
+from ansible_collections.hostnet.qemu.plugins.module_utils.links.arguments import (
+    bridge_faults,
+    read_arguments,
+    tap_faults,
+)
 from ansible_collections.hostnet.qemu.plugins.module_utils.links.model import (
     ArgumentSpec,
     BadValue,
@@ -63,3 +67,35 @@ def test_what_is_read_is_what_ansible_reads(option: str, spec: ArgumentSpec, val
 def test_what_is_common_is_read(given_: dict[str, Any], read: dict[str, Any]) -> None:
     values = read_arguments({"name": "br0", **given_}, SPEC)
     assert {name: values[name] for name in read} == read
+
+
+@pytest.mark.parametrize(
+    ("item", "reasons"),
+    [
+        ({"name": "br0", "mtu": "1400", "ports": "eth1,eth2", "addresses": ["192.0.2.1/24"]}, []),
+        ({"name": "br0", "mtu": "big"}, ["mtu: 'big' is not of the type int"]),
+        ({"name": "br0", "nam": "br1"}, ["there is no option nam"]),
+        ({"mtu": 1400}, ["the option name is missing"]),
+        ("br0", ["'br0' is not an object"]),
+        # All of them, of a list too.
+        (
+            {"name": "br0", "priority": -1, "addresses": ["192.0.2.1", "192.0.2.2/24", "x/24"]},
+            ["priority of bridge br0: -1 is", "bridge br0: '192.0.2.1' is not", "bridge br0: 'x/24' is not"],
+        ),
+        # Each of them is fine.
+        ({"name": "br0", "addresses": ["2001:db8::1/64", "2001:db8::1/65"]}, ["an IPv6 address can be there once"]),
+    ],
+)
+def test_faults_of_a_bridge(item: Any, reasons: list[str]) -> None:
+    faults = bridge_faults(item)
+    assert [reason in fault for reason, fault in zip(reasons, faults)] == [True] * len(faults)
+    assert len(faults) == len(reasons)
+
+
+def test_faults_of_a_tap() -> None:
+    tap = {"name": "tap0", "owner": "no such user", "group": "no such group", "untagged": ["7"], "tagged": ["8"]}
+    owner, group = tap_faults(tap)
+    assert owner.startswith("owner of tap tap0: there is no user 'no such user' on this host.")
+    assert group.startswith("group of tap tap0: there is no group 'no such group' on this host.")
+    # Who it belonged to may have gone before.
+    assert tap_faults({**tap, "state": "absent"}) == []
