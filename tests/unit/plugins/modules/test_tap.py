@@ -11,11 +11,13 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from ansible_collections.hostnet.qemu.plugins.module_utils.links import model
+from ansible_collections.hostnet.qemu.plugins.module_utils.links.rtnetlink import IFF_UP
 from ansible_collections.hostnet.qemu.plugins.module_utils.links_module import TASK_OPTIONS
 from ansible_collections.hostnet.qemu.plugins.module_utils.tapfd import tuntap
 from ansible_collections.hostnet.qemu.plugins.modules import tap
@@ -47,8 +49,8 @@ def fail(check: bool = False, **arguments: Any) -> str:
 def state() -> list[str]:
     """Every link with its settings, and its addresses."""
     lines = ip("-d", "link", "show").splitlines() + ip("-o", "address", "show").splitlines()
-    # Timers run.
-    return sorted(line.split(" hello_timer")[0] for line in lines)
+    # Timers run, and duplicate address detection ends.
+    return sorted(line.split(" hello_timer")[0].replace(" tentative", "") for line in lines)
 
 
 def data(name: str = "tap0") -> dict[str, Any]:
@@ -64,6 +66,11 @@ def held(name: str = "tap0", flags: int = 0) -> Iterator[int]:
     descriptor = tuntap.open_tun()
     try:
         tuntap.create(descriptor, name.encode(), tuntap.IFF_TAP | tuntap.IFF_NO_PI | flags)
+        link = Path("/sys/class/net", name)
+        # One that is up has a carrier now, of which the kernel takes note within a second (net/core/link_watch.c).
+        if int((link / "flags").read_text(), 16) & IFF_UP:
+            while (link / "operstate").read_text() != "up\n":
+                time.sleep(0.01)
         yield descriptor
     finally:
         os.close(descriptor)
