@@ -83,8 +83,6 @@ IFF_TAP = 0x0002
 
 # <linux/if.h>: IFNAMSIZ less the final NUL.
 MAX_NAME = 15
-# Lowest and highest MTU of the kernel's bridges and taps: MIN_MTU, MAX_MTU and MAX_TAP_MTU in links/model.py.
-BRIDGE_MTU, TAP_MTU = (68, 65535), (68, 65521)
 # tapfd/acl.py reads at most this many files, bridge.conf among them.
 MAX_FILES = 64
 
@@ -124,17 +122,17 @@ def survey(request: dict[str, Any]) -> dict[str, Any]:
     """Return what the role must know of this host; `problems` holds, as sentences, why it should not go on."""
     if os.geteuid() != 0:
         return {"problems": ["The role has to be root on the host: run it with `become: true`."]}
-    # That of the modules, whose code is used below.
-    if sys.version_info < (3, 9) and request["state"] != "absent":
+    if request["state"] == "absent":
+        problems: list[str] = []
+        distribution = Distribution(request, problems).found()
+        return {"problems": problems, "distribution": distribution, "leftovers": _leftovers(request, distribution)}
+    # The modules' code, which is used below, needs that, and nobody has looked yet whether it is there.
+    if sys.version_info < (3, 9):  # noqa: UP036
         version = ".".join(map(str, sys.version_info[:3]))
         fault = (
             f"Ansible runs modules here with {sys.executable}, which is Python {version}, and they need 3.9 or newer"
         )
         return {"problems": [f"{fault}: set ansible_python_interpreter to another one."]}
-    if request["state"] == "absent":
-        problems: list[str] = []
-        distribution = Distribution(request, problems).found()
-        return {"problems": problems, "distribution": distribution, "leftovers": _leftovers(request, distribution)}
     look = Survey(request)
     found = {}
     try:
@@ -542,14 +540,14 @@ class Survey:
             self.problems.append(f"qemu_bridge_taps: {name} stands in qemu_bridge_bridges too.")
         if not self._has_links():
             return
-        options = self._sent("arguments")
+        options, model = self._sent("arguments"), self._sent("model")
         for bridge in self._bridges():
             if not name_fault(str(bridge["name"])):
-                faults = [*options.bridge_faults(bridge), *_bridge_faults(bridge, taps)]
+                faults = [*options.bridge_faults(bridge), *_bridge_faults(bridge, taps, model)]
                 self.problems += [f"qemu_bridge_bridges: {fault}" for fault in faults]
         for tap in self.request["taps"]:
             if not name_fault(str(tap["name"])):
-                faults = [*options.tap_faults(tap), *_tap_faults(tap, bridges)]
+                faults = [*options.tap_faults(tap), *_tap_faults(tap, bridges, model)]
                 self.problems += [f"qemu_bridge_taps: {fault}" for fault in faults]
 
     # -- what is installed
@@ -1310,19 +1308,19 @@ def name_fault(name: str) -> str:
     return ""
 
 
-def _bridge_faults(bridge: dict[str, Any], taps: set[str]) -> Iterator[str]:
+def _bridge_faults(bridge: dict[str, Any], taps: set[str], model: Any) -> Iterator[str]:
     """What this host lacks for a bridge, or has no room for."""
     what = f"bridge {bridge['name']}"
-    yield from _mtu_faults(bridge, what, BRIDGE_MTU)
+    yield from _mtu_faults(bridge, what, model.MIN_MTU, model.MAX_MTU)
     for port in _listed(bridge.get("ports")):
         if port not in taps and not name_fault(port) and not os.path.exists(f"/sys/class/net/{port}"):
             yield f"ports of {what}: there is no link {port}. Make it first, or leave it out."
 
 
-def _tap_faults(tap: dict[str, Any], bridges: set[str]) -> Iterator[str]:
+def _tap_faults(tap: dict[str, Any], bridges: set[str], model: Any) -> Iterator[str]:
     """The same for a tap."""
     what = f"tap {tap['name']}"
-    yield from _mtu_faults(tap, what, TAP_MTU)
+    yield from _mtu_faults(tap, what, model.MIN_MTU, model.MAX_TAP_MTU)
     bridge = str(tap.get("bridge") or "")
     # That of a tap that goes may be gone already.
     wanted = bridge and tap.get("state") != "absent" and not name_fault(bridge)
@@ -1335,8 +1333,7 @@ def _listed(value: Any) -> list[str]:
     return value.split(",") if isinstance(value, str) else list(map(str, value or []))
 
 
-def _mtu_faults(item: dict[str, Any], what: str, limits: tuple[int, int]) -> Iterator[str]:
-    lowest, highest = limits
+def _mtu_faults(item: dict[str, Any], what: str, lowest: int, highest: int) -> Iterator[str]:
     if item.get("mtu") is not None and not lowest <= int(item["mtu"]) <= highest:
         yield f"mtu of {what}: {item['mtu']} is out of range; the kernel takes {lowest} to {highest}."
 
